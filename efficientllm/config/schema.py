@@ -1,0 +1,189 @@
+"""The parameters and their bounds.
+
+The stages depend on the *values* of the parameters that they name in dvc.yaml, not on this file: a new field here
+re-runs nothing by itself.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """A block of parameters: unknown keys and wrong types are errors, and nothing changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class Architecture(Section):
+    """A pretraining run: which size it has, and which component stands in each place of the decoder.
+
+    The names are those of the modules in `efficientllm/models/{blocks,mixers,positions,feedforwards}`.
+    """
+
+    size: str
+    block: str
+    mixer: str
+    position: str
+    feedforward: str
+
+
+class Parameters(Section):
+    """params.yaml."""
+
+    profile: str
+    seed: int = Field(ge=0, lt=2**31)
+    method: str
+    architectures: dict[str, Architecture] = Field(min_length=1)
+    methods: list[str] = Field(min_length=1)
+    precisions: list[str] = Field(min_length=1)
+    sizes: list[str] = Field(min_length=1)
+
+
+class FilesSource(Section):
+    """Text from the user's own files: one document per text file, JSONL line or parquet row."""
+
+    paths: list[str] = Field(min_length=1)
+    text_field: str
+    licence: str
+
+
+class HuggingFaceSource(Section):
+    """A dataset of the Hugging Face hub at a pinned revision."""
+
+    dataset: str
+    configuration: str | None
+    split: str
+    text_field: str
+    revision: str
+    documents: int = Field(ge=1)
+    licence: str
+
+
+class TokenizerSettings(Section):
+    """A byte-level BPE trained on the training split, or an existing tokenizer.json."""
+
+    train_vocabulary_size: int | None = Field(ge=257)
+    path: str | None
+
+
+class TaskSettings(Section):
+    """The instruction task: made from the corpus' own labels, or the user's Alpaca-style JSONL."""
+
+    source: Literal["corpus", "file"]
+    path: str | None
+    passage_words: int = Field(ge=5)
+    training_examples: int = Field(ge=1)
+    test_examples: int = Field(ge=1)
+
+
+class DataSettings(Section):
+    """Corpus, splits, tokenizer and task of the `prepare` stage."""
+
+    source: Literal["sotu", "files", "huggingface"]
+    files: FilesSource | None = None
+    huggingface: HuggingFaceSource | None = None
+    validation_fraction: float = Field(gt=0, lt=0.5)
+    test_fraction: float = Field(gt=0, lt=0.5)
+    tokenizer: TokenizerSettings
+    task: TaskSettings
+
+
+class Shape(Section):
+    """Shape of a dense decoder; the other architectures of the same size are solved to its parameter count."""
+
+    hidden_size: int = Field(ge=8)
+    layers: int = Field(ge=1)
+    heads: int = Field(ge=1)
+    key_value_heads: int = Field(ge=1)
+    intermediate_size: int = Field(ge=8)
+    context_length: int = Field(ge=8)
+    tie_embeddings: bool
+
+
+class ArchitectureSettings(Section):
+    """What is particular to one pretraining run: its learning rate and the options of its components."""
+
+    learning_rate: float = Field(gt=0)
+    mixer: dict[str, Any] = {}
+    position: dict[str, Any] = {}
+    feedforward: dict[str, Any] = {}
+
+
+class TrainingSettings(Section):
+    """The training loop's settings, shared by pretraining and tuning; the learning rate belongs to the cell."""
+
+    sequence_length: int = Field(ge=8)
+    batch_size: int = Field(ge=1)
+    gradient_accumulation: int = Field(ge=1)
+    steps: int = Field(ge=1)
+    warmup_steps: int = Field(ge=0)
+    final_learning_rate_fraction: float = Field(ge=0, le=1)
+    weight_decay: float = Field(ge=0)
+    beta1: float = Field(gt=0, lt=1)
+    beta2: float = Field(gt=0, lt=1)
+    gradient_clip: float = Field(gt=0)
+    autocast: Literal["auto", "none", "bfloat16"]
+    evaluation_steps: int = Field(ge=1, description="optimizer steps between two held-out evaluations")
+    evaluation_sequences: int = Field(ge=1, description="validation sequences of each held-out evaluation")
+    checkpoint_seconds: float = Field(gt=0, description="longest time of work that a killed run loses")
+
+
+class PretrainSettings(Section):
+    """The `pretrain` stage."""
+
+    training: TrainingSettings
+
+
+class LearningRates(Section):
+    """One learning rate per model size."""
+
+    small: float = Field(gt=0)
+    medium: float = Field(gt=0)
+    large: float = Field(gt=0)
+
+
+class MethodSettings(Section):
+    """A tuning method: its learning rates; each method's own module checks the rest (`extra`)."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
+
+    learning_rate: LearningRates
+
+
+class TuneSettings(Section):
+    """The `tune` stage: one training budget for every method, then each method's own block."""
+
+    training: TrainingSettings
+    methods: dict[str, MethodSettings] = Field(min_length=1)
+
+
+class MeasureSettings(Section):
+    """The `measure` stage: how long to warm up, how long the windows are, how often they repeat."""
+
+    warmup_seconds: float = Field(gt=0)
+    warmup_calls: int = Field(ge=1)
+    latency_seconds: float = Field(gt=0)
+    latency_calls: int = Field(ge=2)
+    energy_seconds: float = Field(gt=0)
+    idle_seconds: float = Field(gt=0)
+    repeats: int = Field(ge=1)
+    cooldown_seconds: float = Field(ge=0)
+    allow_shared: bool
+    serving_batch_size: int = Field(ge=1)
+    serving_prompt_length: int = Field(ge=1)
+    serving_output_length: int = Field(ge=2)
+    evaluation_batch_size: int = Field(ge=1)
+    country_iso_code: str = Field(pattern="^[A-Z]{3}$", description="grid whose carbon intensity turns joules into CO2e")
+
+
+class Profile(Section):
+    """profiles/<profile>.yaml."""
+
+    data: DataSettings
+    models: dict[str, Shape] = Field(min_length=1)
+    architectures: dict[str, ArchitectureSettings] = Field(min_length=1)
+    pretrain: PretrainSettings
+    tune: TuneSettings
+    quantize: dict[str, dict[str, Any]] = Field(min_length=1)
+    measure: MeasureSettings

@@ -1,0 +1,53 @@
+"""Errors whose message is written for the person at the keyboard: one line that names the fault and the remedy."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class EfficientLLMError(Exception):
+    """Base of every error that is the user's to mend; shown as one line, without a traceback."""
+
+
+class ParameterError(EfficientLLMError):
+    """A parameter is unknown, of the wrong type, out of range, or contradicts another."""
+
+
+class DataError(EfficientLLMError):
+    """A dataset, text file or task file cannot be used."""
+
+
+class ArtifactError(EfficientLLMError):
+    """A file that an earlier stage wrote is missing, truncated or inconsistent."""
+
+
+class MeasurementError(EfficientLLMError):
+    """A measurement would be wrong: a shared device, a dead sensor, zero joules."""
+
+
+class CellFailure(EfficientLLMError):  # noqa: N818 - a result of the benchmark, not a defect of the program
+    """A cell cannot run on this hardware (out of memory, unsupported type or kernel).
+
+    It is a result: the stage records the reason and exits with success, so that the other cells go on and the
+    report shows the gap.
+    """
+
+
+def did_you_mean(found: str, known: Iterable[str]) -> str:
+    """Returns "did you mean 'dora'? " for the nearest of the known names, or nothing where none is near."""
+    near = difflib.get_close_matches(str(found), list(known), n=1, cutoff=0.6)
+    return f"did you mean {near[0]!r}? " if near else ""
+
+
+def unknown_name(kind: str, found: str, known: Iterable[str]) -> ParameterError:
+    """Builds the error for a name outside its list.
+
+    Args:
+        kind: What the name stands for, for example "tuning method".
+        found: The name as given.
+        known: All names that would be accepted.
+
+    Returns:
+        An error such as "unknown tuning method 'dorra'; did you mean 'dora'? known: dora, lora".
+    """
+    names = sorted(known)
+    return ParameterError(f"unknown {kind} {found!r}; {did_you_mean(found, names)}known: {', '.join(names) or 'none'}")

@@ -1,0 +1,169 @@
+"""The metric registry: one table drives records, CSV columns, the report, the documentation and the tests."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from efficientllm.errors import unknown_name
+
+Direction = Literal["lower", "higher"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One measured quantity.
+
+    Args:
+        key: Name in records and CSV files.
+        symbol: Short column head; the paper's abbreviation where it has one.
+        label: Full name.
+        unit: Unit of the stored value; empty for a pure number.
+        direction: Which direction is better.
+        description: What it is and how it is computed, in one or two sentences.
+        ranked_on: Axes on which the ranking table ranks it.
+        shown_on: Further axes on which it is measured and shown, but not ranked.
+    """
+
+    key: str
+    symbol: str
+    label: str
+    unit: str
+    direction: Direction
+    description: str
+    ranked_on: tuple[str, ...] = ()
+    shown_on: tuple[str, ...] = ()
+
+    @property
+    def measured_on(self) -> tuple[str, ...]:
+        """All axes on which a record must hold the metric, or the reason for its absence."""
+        return self.ranked_on + self.shown_on
+
+
+_ALL = ("pretrain", "tune", "quantize")
+
+METRICS: tuple[Metric, ...] = (
+    Metric(
+        "perplexity", "PPL", "Held-out perplexity", "", "lower",
+        "Exponential of the mean cross-entropy per token over the whole test split.",
+        ranked_on=("pretrain",), shown_on=("tune", "quantize"),
+    ),
+    Metric(
+        "bits_per_byte", "BPB", "Bits per byte", "bit/B", "lower",
+        "Test cross-entropy in bits divided by the UTF-8 bytes of the test split: comparable across tokenizers.",
+        shown_on=("pretrain",),
+    ),
+    Metric(
+        "task_loss", "Loss", "Held-out task loss", "nat/token", "lower",
+        "Mean cross-entropy of the reference answers' tokens, given their prompts, over the task's test examples.",
+        ranked_on=("tune",), shown_on=("quantize",),
+    ),
+    Metric(
+        "task_accuracy", "Acc", "Task accuracy", "%", "higher",
+        "Share of test examples whose reference answer is the likeliest of the candidate answers, by mean "
+        "log-likelihood per token.",
+        ranked_on=("quantize",), shown_on=("tune",),
+    ),
+    Metric(
+        "accelerator_memory_utilization", "AMU", "Accelerator memory utilization", "GiB", "lower",
+        "Mean memory that the cell holds on its device while it runs: allocated GPU memory, or on a CPU the resident "
+        "memory above the idle process.",
+        ranked_on=_ALL,
+    ),
+    Metric(
+        "memory_peak", "Peak", "Peak memory", "GiB", "lower",
+        "Highest value of the same memory during the measured window.",
+        shown_on=_ALL,
+    ),
+    Metric(
+        "processor_compute_utilization", "PCU", "Processor compute utilization", "%", "higher",
+        "Mean busy share of the processor: NVML's GPU busy time, or CPU time over wall time and allowed cores.",
+        ranked_on=_ALL,
+    ),
+    Metric(
+        "model_flops_utilization", "MFU", "Model FLOPs utilization", "%", "higher",
+        "Floating-point operations that the model needs per second over the device's dense peak at the used type.",
+        shown_on=("pretrain", "tune"),
+    ),
+    Metric(
+        "average_latency", "AL", "Average latency", "s", "lower",
+        "Seconds per training step (pretraining, tuning) or per served request batch (quantization).",
+        ranked_on=_ALL,
+    ),
+    Metric(
+        "time_to_first_token", "TTFT", "Time to first token", "s", "lower",
+        "Seconds from a batch of prompts to its first generated tokens.",
+        shown_on=_ALL,
+    ),
+    Metric(
+        "inter_token_latency", "ITL", "Inter-token latency", "s", "lower",
+        "Median seconds between two generated tokens of a sequence.",
+        shown_on=_ALL,
+    ),
+    Metric(
+        "inter_token_latency_p95", "ITL p95", "Inter-token latency, 95th percentile", "s", "lower",
+        "95th percentile of the seconds between two generated tokens of a sequence.",
+        shown_on=_ALL,
+    ),
+    Metric(
+        "training_throughput", "TT", "Training throughput", "token/s", "higher",
+        "Training tokens consumed per second in the steady window.",
+        ranked_on=("pretrain",), shown_on=("tune",),
+    ),
+    Metric(
+        "training_throughput_per_parameter", "TT/N", "Training throughput per parameter", "token/s/param", "higher",
+        "The paper's definition: training tokens per second over the model's active parameters.",
+        shown_on=("pretrain", "tune"),
+    ),
+    Metric(
+        "sample_throughput", "ST", "Sample throughput", "1/s", "higher",
+        "Training sequences per second (pretraining, tuning) or served requests per second (quantization).",
+        ranked_on=("tune", "quantize"), shown_on=("pretrain",),
+    ),
+    Metric(
+        "inference_throughput", "IT", "Inference throughput", "token/s", "higher",
+        "Generated tokens per second over the serving workload, prefill included.",
+        ranked_on=("quantize",), shown_on=("pretrain", "tune"),
+    ),
+    Metric(
+        "average_energy_consumption", "AEC", "Average energy consumption", "W", "lower",
+        "Mean power while the cell runs: joules over seconds of the energy window. A power, not an energy.",
+        ranked_on=_ALL,
+    ),
+    Metric(
+        "energy_per_token", "EPT", "Energy per token", "J/token", "lower",
+        "Joules per training token (pretraining, tuning) or per generated token (quantization).",
+        ranked_on=_ALL,
+    ),
+    Metric(
+        "model_compression_rate", "MCR", "Model compression rate", "x", "higher",
+        "Quantization: bytes of the bfloat16 weights over this cell's, times its quality over bfloat16's. Tuning: "
+        "bytes of the full weights over the bytes that the method has to store.",
+        ranked_on=("quantize",), shown_on=("tune",),
+    ),
+)  # fmt: skip
+
+_BY_KEY = {metric.key: metric for metric in METRICS}
+
+PERFORMANCE: dict[str, str] = {"pretrain": "perplexity", "tune": "task_loss", "quantize": "task_accuracy"}
+"""The metric that stands in the Performance column of each axis."""
+
+
+def metric(key: str) -> Metric:
+    """Looks a metric up.
+
+    Raises:
+        ParameterError: No metric has this key; the message names the nearest.
+    """
+    if key not in _BY_KEY:
+        raise unknown_name("metric", key, _BY_KEY)
+    return _BY_KEY[key]
+
+
+def ranked_metrics(axis: str) -> list[Metric]:
+    """Metrics that the ranking table ranks on an axis, its performance metric first."""
+    ranked = [entry for entry in METRICS if axis in entry.ranked_on]
+    return sorted(ranked, key=lambda entry: entry.key != PERFORMANCE[axis])
+
+
+def measured_metrics(axis: str) -> list[Metric]:
+    """Metrics that every record of an axis must hold, or explain the absence of."""
+    return [entry for entry in METRICS if axis in entry.measured_on]

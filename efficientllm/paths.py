@@ -1,0 +1,40 @@
+"""Where every artifact lies, relative to the repository's root, which is the working directory of every stage."""
+
+from pathlib import Path
+
+PARAMETERS = Path("params.yaml")
+PROFILES = Path("profiles")
+HARDWARE = Path("hardware.json")
+ARTIFACTS = Path("artifacts")
+CHECKED = ARTIFACTS / "parameters-checked.json"
+DATA = ARTIFACTS / "data"
+PRETRAIN = ARTIFACTS / "pretrain"
+TUNE = ARTIFACTS / "tune"
+QUANTIZE = ARTIFACTS / "quantize"
+MEASURE = ARTIFACTS / "measure"
+TELEMETRY = ARTIFACTS / "telemetry"
+CHECKPOINTS = Path(".checkpoints")
+RESULTS = Path("results")
+REPORT = Path("reports") / "index.html"
+
+FAILURE_FILE = "failure.json"
+
+
+def artifact(axis: str, cell: str) -> Path:
+    """Folder of a trained or quantized cell, for example `artifacts/tune/lora-small`."""
+    return ARTIFACTS / axis / cell
+
+
+def telemetry(axis: str, cell: str) -> Path:
+    """Folder of a training run's curves and whole-run figures; volatile, so no later stage trains or measures from it."""
+    return TELEMETRY / axis / cell
+
+
+def record(axis: str, cell: str) -> Path:
+    """The measured record of a cell."""
+    return MEASURE / axis / f"{cell}.json"
+
+
+def checkpoint(axis: str, cell: str) -> Path:
+    """Folder of the checkpoint that a killed run resumes from; outside DVC's outputs, which DVC deletes before a run."""
+    return CHECKPOINTS / axis / cell
