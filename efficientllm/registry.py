@@ -117,6 +117,11 @@ def cell_name(technique: str, size: str) -> str:
     return f"{technique}-{size}"
 
 
+def base_architecture(size: str) -> str:
+    """Name of the pretraining run whose model a size is tuned from: the dense model of that size."""
+    return f"dense_{size}"
+
+
 def method_keys() -> list[str]:
     """Keys of all tuning methods, in the table's order."""
     return [method.key for method in METHODS]
@@ -141,7 +146,8 @@ def rows(
     Returns:
         One row per technique and group; techniques that the run leaves out are absent.
     """
-    runs, ordered_sizes = set(architectures), [size for size in SIZES if size in set(sizes)]
+    runs, chosen_sizes = set(architectures), set(sizes)
+    ordered_sizes = [size for size in SIZES if size in chosen_sizes]
     listed = [row for row in ARCHITECTURE_ROWS if row.cell in runs]
     axes: tuple[tuple[Axis, tuple[Technique, ...], set[str]], ...] = (
         ("tune", METHODS, set(methods)),

@@ -147,9 +147,9 @@ def _check_names(parameters: Parameters, profile: Profile, profile_path: Path) -
             f"({', '.join(parameters.methods)}): add it to `methods` in {paths.PARAMETERS}"
         )
     for size in parameters.sizes:
-        if f"dense_{size}" not in parameters.architectures:
+        if registry.base_architecture(size) not in parameters.architectures:
             raise ParameterError(
-                f"size {size!r} is tuned from the pretraining run 'dense_{size}', which `architectures` in "
+                f"size {size!r} is tuned from the pretraining run {registry.base_architecture(size)!r}, which `architectures` in "
                 f"{paths.PARAMETERS} leaves out: add it, or take {size!r} out of `sizes`"
             )
     _check_architectures(parameters, profile, profile_path)

@@ -1,0 +1,114 @@
+"""Accuracy and loss on the instruction task, by the likelihood of candidate answers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from efficientllm.models.decoder import Decoder
+from efficientllm.training.losses import IGNORED, token_losses
+
+
+@dataclass(frozen=True)
+class Question:
+    """An encoded test example.
+
+    Args:
+        prompt: Token ids of the prompt.
+        answers: Token ids of each candidate answer, the end token included.
+        correct: Position of the reference answer among them.
+        group: Name of the task that the example belongs to.
+    """
+
+    prompt: list[int]
+    answers: list[list[int]]
+    correct: int
+    group: str
+
+
+@dataclass(frozen=True)
+class TaskScores:
+    """Outcome of each question, in the questions' order.
+
+    Args:
+        correct: 1.0 where the reference answer is the likeliest candidate by mean log-likelihood per token.
+        nats: Summed cross-entropy of the reference answer.
+        tokens: Tokens of the reference answer.
+    """
+
+    correct: np.ndarray
+    nats: np.ndarray
+    tokens: np.ndarray
+
+    @property
+    def accuracy(self) -> float:
+        """Share of questions answered rightly."""
+        return float(self.correct.mean())
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy in nats per answer token."""
+        return float(self.nats.sum() / self.tokens.sum())
+
+
+@torch.inference_mode()
+def score_questions(
+    decoder: Decoder, questions: Sequence[Question], batch_size: int, pad_token: int, device: torch.device
+) -> TaskScores:
+    """Scores every candidate answer of every question; each prompt is computed once.
+
+    Args:
+        decoder: The model, in evaluation mode.
+        questions: The questions.
+        batch_size: Prompts that are computed together.
+        pad_token: Token that fills shorter prompts (left) and answers (right); it is masked.
+        device: Where the model lies.
+    """
+    correct, nats, tokens = (np.zeros(len(questions)) for _ in range(3))
+    # questions of like shape share a batch, so that little of it is padding
+    order = sorted(range(len(questions)), key=lambda index: (len(questions[index].answers), len(questions[index].prompt)))
+    start = 0
+    while start < len(order):
+        candidates = len(questions[order[start]].answers)
+        batch = [
+            index for index in order[start : start + batch_size] if len(questions[index].answers) == candidates
+        ]
+        start += len(batch)
+        losses, lengths = _candidate_losses(decoder, [questions[index] for index in batch], pad_token, device)
+        for position, index in enumerate(batch):
+            reference = questions[index].correct
+            means = losses[position] / lengths[position]
+            correct[index] = float(means.argmin() == reference)
+            nats[index], tokens[index] = losses[position, reference], lengths[position, reference]
+    return TaskScores(correct, nats, tokens)
+
+
+def _candidate_losses(
+    decoder: Decoder, questions: list[Question], pad_token: int, device: torch.device
+) -> tuple[np.ndarray, np.ndarray]:
+    """Summed loss and length `[questions, candidates]` of every candidate of questions with equally many candidates."""
+    candidates = len(questions[0].answers)
+    width = max(len(question.prompt) for question in questions)
+    answers = [answer for question in questions for answer in question.answers]
+    length = max(len(answer) for answer in answers)
+    prompts = torch.full((len(questions), width), pad_token)
+    mask = torch.zeros(len(questions), width, dtype=torch.bool)
+    for row, question in enumerate(questions):
+        prompts[row, width - len(question.prompt) :] = torch.tensor(question.prompt)
+        mask[row, width - len(question.prompt) :] = True
+    labels = torch.full((len(answers), length), IGNORED)
+    for row, answer in enumerate(answers):
+        labels[row, : len(answer)] = torch.tensor(answer)
+    padding = None if bool(mask.all()) else mask.to(device)
+    cache = decoder.new_cache(len(questions), width + length)
+    hidden = decoder.hidden_states(prompts.to(device), cache=cache, padding_mask=padding)
+    first = decoder.project(hidden[:, -1:]).repeat_interleave(candidates, dim=0)
+    cache = cache.repeat(candidates)
+    labels = labels.to(device)
+    inputs = labels.masked_fill(labels == IGNORED, pad_token)[:, :-1]
+    rest = decoder(inputs, cache=cache).logits if length > 1 else first[:, :0]
+    losses = token_losses(torch.cat([first, rest], dim=1), labels).double().sum(dim=1)
+    lengths = (labels != IGNORED).sum(dim=1)
+    shape = (len(questions), candidates)
+    return losses.view(shape).cpu().numpy(), lengths.view(shape).cpu().numpy()

@@ -1,0 +1,78 @@
+"""What every stage shares: one-line errors, exit codes, and cells that fail without stopping the others."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from efficientllm import paths
+from efficientllm.errors import CellFailure, EfficientLLMError
+from efficientllm.files import read_json, whole_directory, write_json
+
+INTERRUPTED = 130
+
+
+def run_stage(main: Callable[[], int]) -> int:
+    """Runs a stage's main function and turns its errors into one line and an exit code.
+
+    Args:
+        main: The stage; returns its exit code.
+
+    Returns:
+        The stage's exit code, 1 after an error that the user can mend, 130 after Ctrl-C. Any other exception is a
+        defect of the program and keeps its traceback.
+    """
+    try:
+        return main()
+    except EfficientLLMError as error:
+        if os.environ.get("EFFICIENTLLM_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: run the same command again to go on from the last checkpoint", file=sys.stderr)
+        return INTERRUPTED
+
+
+def run_cell(axis: str, cell: str, inputs: list[Path], work: Callable[[], None]) -> int:
+    """Runs the work of one cell; a cell that cannot run here leaves its reason in place of its artifact.
+
+    Args:
+        axis: The cell's axis.
+        cell: The cell's name.
+        inputs: Artifact folders that the cell starts from; when one of them holds a failure, it is passed on.
+        work: Does the work and writes the cell's artifact.
+
+    Returns:
+        0, also for a cell that failed for lack of memory or of a data type: the pipeline goes on without it.
+    """
+    try:
+        for source in inputs:
+            if (reason := failure(source)) is not None:
+                raise CellFailure(f"{source} failed: {reason}")
+        work()
+    except CellFailure as error:
+        _record_failure(axis, cell, str(error))
+    except MemoryError:
+        _record_failure(axis, cell, "out of host memory")
+    except RuntimeError as error:
+        # torch is not imported here: its out-of-memory error is known by name
+        if type(error).__name__ != "OutOfMemoryError" and "DefaultCPUAllocator: can't allocate" not in str(error):
+            raise
+        _record_failure(axis, cell, f"out of memory: {str(error).splitlines()[0]}")
+    return 0
+
+
+def _record_failure(axis: str, cell: str, reason: str) -> None:
+    """Writes the reason wherever a later stage looks for the cell's outputs."""
+    outputs = [paths.artifact(axis, cell)] + ([paths.telemetry(axis, cell)] if axis != "quantize" else [])
+    for output in outputs:
+        with whole_directory(output) as folder:
+            write_json(folder / paths.FAILURE_FILE, {"reason": reason})
+    print(f"{axis}@{cell} failed, and is recorded as failed: {reason}", file=sys.stderr)
+
+
+def failure(artifact: Path) -> str | None:
+    """Returns the reason why an artifact's cell failed, or None where it did not."""
+    path = artifact / paths.FAILURE_FILE
+    return str(read_json(path)["reason"]) if path.exists() else None

@@ -1,0 +1,1 @@
+"""One training loop for pretraining and tuning: steps, schedule, evaluation, checkpoints, curves."""

@@ -1,0 +1,22 @@
+"""Identity of a training run: a checkpoint is resumed only by the run that wrote it."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from efficientllm.files import content_hash, file_hash
+
+_TRAINING_CODE = ("data", "models", "training", "tuning")
+
+
+@cache
+def code_hash() -> str:
+    """Hash of the source files that decide what a training run computes."""
+    root = Path(__file__).parent.parent
+    sources = sorted(path for package in _TRAINING_CODE for path in (root / package).rglob("*.py"))
+    return content_hash({str(path.relative_to(root)): file_hash(path) for path in sources})
+
+
+def fingerprint(**inputs: Any) -> str:
+    """Hash of a run's inputs (JSON-serialisable parameters and hashes of its data) and of the training code."""
+    return content_hash({"inputs": inputs, "code": code_hash()})

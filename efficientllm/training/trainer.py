@@ -1,0 +1,178 @@
+"""The training loop. Its single step is also the workload that the measurement stage times."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from efficientllm.config.schema import TrainingSettings
+from efficientllm.device import autocast_type
+from efficientllm.errors import CellFailure
+from efficientllm.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from efficientllm.training.display import Display
+from efficientllm.training.losses import IGNORED, training_loss
+from efficientllm.training.optimizer import build_optimizer, learning_rate_at
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class TrainingTask:
+    """What is trained, on what, and how it is judged on the way.
+
+    Args:
+        model: Module whose trainable parameters are optimised.
+        decoder: The decoder inside it that is called; the same object where nothing is wrapped around it.
+        batch: Returns micro-batch `i` as inputs and labels `[B, T]`; a pure function of `i`, so that resuming needs
+            no state.
+        evaluate: Returns the held-out loss in nats per token.
+        groups: Parameter groups for the optimizer.
+        learning_rate: Peak learning rate.
+    """
+
+    model: nn.Module
+    decoder: Any
+    batch: Callable[[int], Batch]
+    evaluate: Callable[[], float]
+    groups: list[dict[str, Any]]
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Outcome of one optimizer step: mean loss (a tensor still on the device) and tokens that bore a loss."""
+
+    loss: torch.Tensor
+    tokens: int
+    gradient_norm: torch.Tensor
+
+
+class Trainer:
+    """Trains a task under `TrainingSettings`.
+
+    Args:
+        task: What is trained.
+        settings: Budget, optimizer and schedule.
+        device: Where the model lies.
+    """
+
+    def __init__(self, task: TrainingTask, settings: TrainingSettings, device: torch.device) -> None:
+        self.task = task
+        self.settings = settings
+        self.device = device
+        self.autocast = autocast_type(settings.autocast, device)
+        self.optimizer = build_optimizer(task.groups, settings, task.learning_rate)
+        self._trainable = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def step(self, index: int) -> StepResult:
+        """Runs optimizer step `index`: gradients of the accumulated micro-batches, clipping, AdamW."""
+        rate = learning_rate_at(index, self.task.learning_rate, self.settings)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["lr_scale"]
+        losses, tokens = [], 0
+        micro_batches = self.settings.gradient_accumulation
+        for micro in range(micro_batches):
+            inputs, labels = self.task.batch(index * micro_batches + micro)
+            tokens += int((labels != IGNORED).sum())
+            with self._mixed_precision():
+                loss, cross_entropy = training_loss(
+                    self.task.decoder,
+                    inputs.to(self.device, non_blocking=True),
+                    labels.to(self.device, non_blocking=True),
+                )
+            (loss / micro_batches).backward()
+            losses.append(cross_entropy)
+        norm = torch.nn.utils.clip_grad_norm_(self._trainable, self.settings.gradient_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return StepResult(torch.stack(losses).mean(), tokens, norm)
+
+    def run(
+        self,
+        *,
+        checkpoints: Path,
+        fingerprint: str,
+        description: str,
+        joules: Callable[[], float | None],
+    ) -> Progress:
+        """Trains to the last step, from the last checkpoint where a killed run left one.
+
+        Args:
+            checkpoints: Folder for the run's checkpoint.
+            fingerprint: Hash of everything that the run's result depends on.
+            description: The run's name on the progress bar.
+            joules: Reads the energy that this process has used since the run began, or None where it cannot be read.
+
+        Returns:
+            The finished run's progress and curve.
+
+        Raises:
+            CellFailure: The loss is no longer a finite number.
+        """
+        found = load_checkpoint(checkpoints, fingerprint, self.task.model, self.optimizer)
+        before = found or Progress(step=0, curve=[], seconds=0.0, joules=0.0, resumed=0)
+        if found is not None:
+            print(f"resuming {description} at step {found.step} of {self.settings.steps}")
+        started = saved = time.perf_counter()
+        curve = list(before.curve)
+
+        def progress(step: int) -> Progress:
+            used = joules()
+            total = None if used is None or before.joules is None else before.joules + used
+            seconds = before.seconds + time.perf_counter() - started
+            return Progress(step, curve, seconds, total, before.resumed + (found is not None))
+
+        self.task.model.train()
+        with Display(description, self.settings.steps, before.step) as display:
+            for index in range(before.step, self.settings.steps):
+                result = self.step(index)
+                display.advance(result.loss, result.tokens)
+                last = index + 1 == self.settings.steps
+                evaluated = last or (index + 1) % self.settings.evaluation_steps == 0
+                if evaluated or index % self._curve_interval == 0:
+                    curve.append(self._curve_row(index, result, evaluated, progress(index + 1)))
+                if not last and time.perf_counter() - saved > self.settings.checkpoint_seconds:
+                    save_checkpoint(checkpoints, fingerprint, self.task.model, self.optimizer, progress(index + 1))
+                    saved = time.perf_counter()
+        self.task.model.eval()
+        return progress(self.settings.steps)
+
+    @property
+    def _curve_interval(self) -> int:
+        """Steps between two points of the training curve: about a hundred points, whatever the budget."""
+        return max(1, self.settings.steps // 100)
+
+    def _curve_row(self, index: int, result: StepResult, evaluated: bool, so_far: Progress) -> dict[str, Any]:
+        loss = float(result.loss)
+        if not loss < float("inf"):
+            raise CellFailure(
+                f"the training loss is {loss} at step {index + 1}: lower the learning rate (now {self.task.learning_rate:g})"
+            )
+        return {
+            "step": index + 1,
+            "loss": loss,
+            "validation_loss": self._held_out_loss() if evaluated else None,
+            "learning_rate": learning_rate_at(index, self.task.learning_rate, self.settings),
+            "seconds": so_far.seconds,
+            "joules": so_far.joules,
+        }
+
+    def _held_out_loss(self) -> float:
+        self.task.model.eval()
+        with torch.no_grad(), self._mixed_precision():
+            loss = self.task.evaluate()
+        self.task.model.train()
+        return loss
+
+    @contextlib.contextmanager
+    def _mixed_precision(self) -> Iterator[None]:
+        if self.autocast is None:
+            yield
+        else:
+            with torch.autocast(self.device.type, dtype=self.autocast):
+                yield

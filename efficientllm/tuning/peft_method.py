@@ -1,0 +1,94 @@
+"""Methods that PEFT implements: adapters injected into the linear layers of a frozen base.
+
+PEFT and Transformers are imported only when such a method is used, for their import takes seconds.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from efficientllm.config.schema import Section
+from efficientllm.errors import ArtifactError
+from efficientllm.models.decoder import Decoder
+from efficientllm.tuning.method import TunableModel, TuningMethod
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+
+class LowRankOptions(Section):
+    """Parameters of the LoRA family (Hu et al. 2021, arXiv 2106.09685): W + (alpha / rank) B A on every linear layer."""
+
+    rank: int = Field(ge=1)
+    alpha: float = Field(gt=0)
+    dropout: float = Field(ge=0, lt=1)
+
+
+class PeftMethod(TuningMethod):
+    """A method given by a PEFT configuration.
+
+    Args:
+        key: The method's name.
+        options: Class of its parameters.
+        peft_config: Builds the PEFT configuration from the parameters.
+    """
+
+    def __init__(self, key: str, options: type[Section], peft_config: "Callable[[Any], PeftConfig]") -> None:
+        super().__init__(key, options)
+        self._peft_config = peft_config
+
+    def prepare(self, base: Path, options: Any, *, device: Any = "cpu") -> TunableModel:
+        """Freezes the base and injects freshly initialised adapters into its linear layers."""
+        from peft import get_peft_model
+
+        from efficientllm.models.transformers_adapter import EfficientLLMForCausalLM
+
+        model = EfficientLLMForCausalLM.from_pretrained(base).to(device)
+        module = get_peft_model(model, self._peft_config(options))
+        return TunableModel(module, model.decoder)
+
+    def save(self, model: TunableModel, folder: Path) -> None:
+        """Writes PEFT's `adapter_model.safetensors` and `adapter_config.json`."""
+        model.module.save_pretrained(folder, safe_serialization=True)  # type: ignore[operator]
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+
+    def load(self, folder: Path, base: Path, *, device: Any = "cpu") -> Decoder:
+        """Merges the adapters into the base weights.
+
+        Raises:
+            ArtifactError: The adapter or the base is missing or damaged.
+        """
+        from peft import PeftModel
+        from safetensors import SafetensorError
+
+        from efficientllm.models.transformers_adapter import EfficientLLMForCausalLM
+
+        try:
+            model = EfficientLLMForCausalLM.from_pretrained(base).to(device)
+            merged = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+        except (OSError, ValueError, SafetensorError) as error:
+            raise ArtifactError(f"{folder} cannot be loaded on {base} ({error}): run `dvc repro` again") from error
+        decoder: Decoder = merged.decoder
+        return decoder.requires_grad_(False).eval()
+
+
+def low_rank_config(options: LowRankOptions, **variant: Any) -> "PeftConfig":
+    """Builds PEFT's LoRA configuration on every linear layer but the output head.
+
+    Args:
+        options: Rank, scale and dropout, the same for every method of the family.
+        variant: What sets the method apart, for example `use_dora=True`.
+    """
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=options.rank,
+        lora_alpha=options.alpha,
+        lora_dropout=options.dropout,
+        target_modules="all-linear",
+        bias="none",
+        task_type="CAUSAL_LM",
+        **variant,
+    )

@@ -1,0 +1,134 @@
+"""Tuning of one pretrained size by one method, and loading of what it stored."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from efficientllm import paths
+from efficientllm.config import Configuration
+from efficientllm.data.prompts import EncodedExample, collate, encode_split
+from efficientllm.device import select_device
+from efficientllm.errors import ArtifactError
+from efficientllm.files import file_hash, read_json, whole_directory, write_json
+from efficientllm.models.decoder import Decoder
+from efficientllm.registry import base_architecture, cell_name
+from efficientllm.training.fingerprint import fingerprint
+from efficientllm.training.losses import IGNORED, token_losses
+from efficientllm.training.order import epoch_order
+from efficientllm.training.run import train
+from efficientllm.training.trainer import Batch, Trainer, TrainingTask
+from efficientllm.tuning.method import TunableModel, tuning_method
+
+_DESCRIPTION = "tuning.json"
+_EVALUATION_BATCH = 32
+
+
+def base_folder(size: str) -> Path:
+    """Folder of the model that a size is tuned from."""
+    return paths.artifact("pretrain", base_architecture(size))
+
+
+def prepare_model(configuration: Configuration, method: str, size: str, device: torch.device) -> TunableModel:
+    """Loads the base of a size and makes it ready for a method, with the run's seed."""
+    implementation = tuning_method(method)
+    torch.manual_seed(configuration.parameters.seed)
+    options = implementation.options(configuration.profile.tune.methods[method])
+    return implementation.prepare(base_folder(size), options, device=device)
+
+
+def tuning_trainer(
+    configuration: Configuration, method: str, size: str, model: TunableModel, device: torch.device
+) -> Trainer:
+    """Sets up the training of a prepared model on the instruction task.
+
+    Every method and size sees the same examples in the same order, in batches of the same size.
+
+    Args:
+        configuration: The run's parameters.
+        method: The tuning method.
+        size: The base model's size, which selects the learning rate.
+        model: What `prepare_model` returned.
+        device: Where the model lies.
+    """
+    settings = configuration.profile.tune.training
+    method_settings = configuration.profile.tune.methods[method]
+    implementation = tuning_method(method)
+    examples = encode_split(paths.DATA, "train", settings.sequence_length)
+    held_out = encode_split(paths.DATA, "validation", settings.sequence_length)[: settings.evaluation_sequences]
+
+    def batch(index: int) -> Batch:
+        order = epoch_order(len(examples), settings.batch_size, index, configuration.parameters.seed)
+        return collated([examples[position] for position in order])
+
+    task = TrainingTask(
+        model=model.module,
+        decoder=model.decoder,
+        batch=batch,
+        evaluate=lambda: answer_loss(model.decoder, held_out, device),
+        groups=implementation.groups(model, implementation.options(method_settings), settings.weight_decay),
+        learning_rate=getattr(method_settings.learning_rate, size),
+    )
+    return Trainer(task, settings, device)
+
+
+def collated(examples: Sequence[EncodedExample]) -> Batch:
+    """Pads examples to a batch of inputs and labels `[B, T]`; prompts and padding bear no loss."""
+    inputs, labels = collate(examples)
+    return torch.from_numpy(inputs)[:, :-1], torch.from_numpy(labels)[:, 1:]
+
+
+def answer_loss(decoder: Decoder, examples: Sequence[EncodedExample], device: torch.device) -> float:
+    """Mean cross-entropy in nats per answer token."""
+    total, count = 0.0, 0
+    for start in range(0, len(examples), _EVALUATION_BATCH):
+        inputs, labels = (tensor.to(device) for tensor in collated(examples[start : start + _EVALUATION_BATCH]))
+        total += float(token_losses(decoder(inputs).logits, labels).sum())
+        count += int((labels != IGNORED).sum())
+    return total / count
+
+
+def tune(configuration: Configuration, method: str, size: str) -> None:
+    """Tunes one size by one method and writes what the method stores, and the run's telemetry.
+
+    Args:
+        configuration: The run's parameters.
+        method: Key of the tuning method.
+        size: `small`, `medium` or `large`.
+
+    Raises:
+        CellFailure: The loss diverged, or the hardware lacks the number type.
+        ArtifactError: The base model or the task is missing or damaged.
+    """
+    settings, cell = configuration.profile.tune, cell_name(method, size)
+    device = select_device()
+    model = prepare_model(configuration, method, size, device)
+    trainer = tuning_trainer(configuration, method, size, model, device)
+    identity = fingerprint(
+        training=settings.training.model_dump(), method=settings.methods[method].model_dump(), cell=cell,
+        seed=configuration.parameters.seed, data=file_hash(paths.DATA / "manifest.json"),
+        base=file_hash(base_folder(size) / "model.safetensors"),
+    )  # fmt: skip
+
+    def save() -> None:
+        with whole_directory(paths.artifact("tune", cell)) as folder:
+            tuning_method(method).save(model, folder)
+            write_json(folder / _DESCRIPTION, {"method": method, "size": size})
+
+    inputs, _ = trainer.task.batch(0)
+    train(trainer, "tune", cell, identity, float(inputs.numel()), save)
+
+
+def load_tuned(folder: Path, *, device: Any = "cpu") -> Decoder:
+    """Loads a tuned model for inference, its adapters merged.
+
+    Raises:
+        ArtifactError: The folder holds no tuned model, or a damaged one.
+    """
+    description = read_json(folder / _DESCRIPTION)
+    try:
+        method, size = description["method"], description["size"]
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(f"{folder / _DESCRIPTION} lacks {error}: run `dvc repro` again") from error
+    return tuning_method(method).load(folder, base_folder(size), device=device)

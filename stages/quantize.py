@@ -1,0 +1,27 @@
+"""Stores the model that the top-level `method` tuned in one precision."""
+
+import argparse
+
+from efficientllm import config, paths, registry
+from efficientllm.stage import run_cell, run_stage
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the stage."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--precision", required=True, choices=registry.precision_keys())
+    parser.add_argument("--size", required=True, choices=registry.SIZES)
+    arguments = parser.parse_args(argv)
+    configuration = config.load()
+
+    def work() -> None:
+        from efficientllm.quantization.quantize import quantize
+
+        quantize(configuration, arguments.precision, arguments.size)
+
+    tuned = paths.artifact("tune", registry.cell_name(configuration.parameters.method, arguments.size))
+    return run_cell("quantize", registry.cell_name(arguments.precision, arguments.size), [tuned], work)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_stage(main))

@@ -1,0 +1,27 @@
+"""Tunes one size of the dense pretrained model by one method."""
+
+import argparse
+
+from efficientllm import config, paths, registry
+from efficientllm.stage import run_cell, run_stage
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the stage."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--method", required=True, choices=registry.method_keys())
+    parser.add_argument("--size", required=True, choices=registry.SIZES)
+    arguments = parser.parse_args(argv)
+    configuration = config.load()
+
+    def work() -> None:
+        from efficientllm.tuning.tune import tune
+
+        tune(configuration, arguments.method, arguments.size)
+
+    base = paths.artifact("pretrain", registry.base_architecture(arguments.size))
+    return run_cell("tune", registry.cell_name(arguments.method, arguments.size), [base], work)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_stage(main))

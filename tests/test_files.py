@@ -1,0 +1,54 @@
+"""Files are whole or absent."""
+
+from pathlib import Path
+
+import pytest
+
+from efficientllm.errors import ArtifactError
+from efficientllm.files import content_hash, read_json, size_on_disk, whole_directory, write_bytes, write_json
+
+
+def test_json_is_strict_and_sorted(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "x.json"
+    write_json(path, {"b": None, "a": 0.1, "é": "ü"})
+    assert path.read_text(encoding="utf-8") == '{\n  "a": 0.1,\n  "b": null,\n  "é": "ü"\n}\n'
+    with pytest.raises(ValueError, match="Out of range float"):
+        write_json(path, {"a": float("nan")})
+    assert read_json(path)["a"] == 0.1, "the failed write must leave the old file"
+    assert [entry.name for entry in path.parent.iterdir()] == ["x.json"], "no temporary file is left"
+
+
+def test_read_json_names_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"absent.json is missing: run `dvc repro`"):
+        read_json(tmp_path / "absent.json")
+    (tmp_path / "cut.json").write_text('{"a": ')
+    with pytest.raises(ArtifactError, match=r"cut.json cannot be read .* run `dvc repro` again"):
+        read_json(tmp_path / "cut.json")
+
+
+def test_directory_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "artifact"
+    with whole_directory(target) as folder:
+        (folder / "a").write_bytes(b"12345")
+    assert size_on_disk(target) == 5
+    with pytest.raises(RuntimeError, match="boom"), whole_directory(target) as folder:
+        (folder / "b").write_bytes(b"1")
+        raise RuntimeError("boom")
+    assert [entry.name for entry in target.iterdir()] == ["a"]
+    with whole_directory(target) as folder:
+        (folder / "c").write_bytes(b"1")
+    assert [entry.name for entry in target.iterdir()] == ["c"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["artifact"], "no temporary folder is left"
+
+
+def test_unwritable_folder_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ArtifactError, match="cannot write"):
+        write_bytes(tmp_path / "file" / "below", b"")
+    with pytest.raises(ArtifactError, match="cannot write"), whole_directory(tmp_path / "file" / "below"):
+        pass
+
+
+def test_content_hash_ignores_key_order() -> None:
+    assert content_hash({"a": 1, "b": 2}) == content_hash({"b": 2, "a": 1})
+    assert content_hash({"a": 1}) != content_hash({"a": 2})

@@ -1,0 +1,68 @@
+"""Exit codes, one-line errors, and cells that fail without stopping the others."""
+
+from pathlib import Path
+
+import pytest
+
+from efficientllm import paths
+from efficientllm.errors import CellFailure, ParameterError
+from efficientllm.stage import failure, run_cell, run_stage
+
+
+def test_user_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> int:
+        raise ParameterError("parameter 'x' is 3")
+
+    assert run_stage(main) == 1
+    assert capsys.readouterr().err == "error: parameter 'x' is 3\n"
+
+
+def test_interrupt_and_defects(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> int:
+        raise KeyboardInterrupt
+
+    def broken() -> int:
+        raise ZeroDivisionError
+
+    assert run_stage(interrupted) == 130
+    assert "go on from the last checkpoint" in capsys.readouterr().err
+    with pytest.raises(ZeroDivisionError):
+        run_stage(broken)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (CellFailure("no bfloat16 here"), "no bfloat16 here"),
+        (MemoryError(), "out of host memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes"), "out of memory"),
+    ],
+)
+def test_failed_cell_is_recorded_and_passed_on(
+    error: Exception, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def work() -> None:
+        raise error
+
+    def never() -> None:
+        raise AssertionError("the base failed, so nothing may run")
+
+    assert run_cell("pretrain", "dense_small", [], work) == 0
+    base = paths.artifact("pretrain", "dense_small")
+    assert reason in str(failure(base))
+    assert failure(paths.telemetry("pretrain", "dense_small")) == failure(base)
+    assert run_cell("tune", "lora-small", [base], never) == 0
+    assert str(base) in str(failure(paths.artifact("tune", "lora-small")))
+
+
+def test_other_errors_stop_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def work() -> None:
+        raise RuntimeError("shape mismatch")
+
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        run_cell("pretrain", "dense_small", [], work)
+    assert not paths.artifact("pretrain", "dense_small").exists()

@@ -1,0 +1,150 @@
+"""A run that is killed and resumed ends bit for bit where an undisturbed run ends."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import nn
+
+from efficientllm.config.schema import TrainingSettings
+from efficientllm.errors import CellFailure
+from efficientllm.training.optimizer import learning_rate_at, parameter_groups
+from efficientllm.training.order import epoch_order
+from efficientllm.training.trainer import Trainer, TrainingTask
+
+SETTINGS = TrainingSettings(
+    sequence_length=8, batch_size=2, gradient_accumulation=2, steps=12, warmup_steps=3,
+    final_learning_rate_fraction=0.1, weight_decay=0.1, beta1=0.9, beta2=0.95, gradient_clip=1.0, autocast="none",
+    evaluation_steps=4, evaluation_sequences=2, checkpoint_seconds=1e-9,
+)  # fmt: skip
+
+
+class Output(NamedTuple):
+    logits: torch.Tensor
+    auxiliary_loss: torch.Tensor | None
+
+
+class TinyModel(nn.Module):
+    """An embedding, dropout (so that the random state matters) and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(16, 8)
+        self.dropout = nn.Dropout(0.2)
+        self.norm = nn.LayerNorm(8)
+        self.head = nn.Linear(8, 16)
+
+    def forward(self, inputs: torch.Tensor) -> Output:
+        return Output(self.head(self.norm(self.dropout(self.embed(inputs)))), None)
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing catches it."""
+
+
+def trainer(kill_at: int | None = None, rate: float = 0.01) -> Trainer:
+    torch.manual_seed(0)
+    model = TinyModel()
+
+    def batch(index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if index == kill_at:
+            raise Killed
+        window = torch.randint(16, (2, 9), generator=torch.Generator().manual_seed(index))
+        return window[:, :-1], window[:, 1:]
+
+    task = TrainingTask(model, model, batch, lambda: 1.0, parameter_groups(model, 0.1), rate)
+    return Trainer(task, SETTINGS, torch.device("cpu"))
+
+
+def run(subject: Trainer, folder: Path, fingerprint: str = "a") -> Any:
+    return subject.run(checkpoints=folder, fingerprint=fingerprint, description="test", joules=lambda: 1.0)
+
+
+def losses(progress: Any) -> list[tuple[int, float]]:
+    return [(row["step"], row["loss"]) for row in progress.curve]
+
+
+@pytest.mark.parametrize("kill_at", [2, 13, 23])
+def test_resumed_run_equals_undisturbed_run(tmp_path: Path, kill_at: int, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = trainer()
+    expected = run(whole, tmp_path / "whole")
+    with pytest.raises(Killed):
+        run(trainer(kill_at), tmp_path / "killed")
+    resumed = trainer()
+    found = run(resumed, tmp_path / "killed")
+    assert f"resuming test at step {kill_at // 2} of 12" in capsys.readouterr().out
+    assert losses(found) == losses(expected)
+    assert found.resumed == 1
+    assert found.joules == 2.0, "the killed process' energy counts"
+    for name, value in whole.task.model.state_dict().items():
+        assert torch.equal(value, resumed.task.model.state_dict()[name]), name
+
+
+def test_checkpoint_of_another_run_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(Killed):
+        run(trainer(9), tmp_path)
+    progress = run(trainer(), tmp_path, fingerprint="b")
+    assert "belongs to other parameters, data or code: starting from step 0" in capsys.readouterr().out
+    assert progress.resumed == 0
+    assert losses(progress) == losses(run(trainer(), tmp_path / "fresh"))
+
+
+def test_truncated_checkpoint_is_said_and_ignored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(Killed):
+        run(trainer(9), tmp_path)
+    path = tmp_path / "checkpoint.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    assert run(trainer(), tmp_path).resumed == 0
+    assert "is damaged" in capsys.readouterr().out
+
+
+def test_divergence_is_a_cell_failure(tmp_path: Path) -> None:
+    subject = trainer(rate=0.01)
+    with torch.no_grad():
+        subject.task.model.head.weight.fill_(float("nan"))
+    with pytest.raises(CellFailure, match="training loss is nan at step 1: lower the learning rate"):
+        run(subject, tmp_path)
+
+
+def test_gradient_accumulation_equals_one_large_batch() -> None:
+    """With equal token counts per micro-batch, the mean of the means is the mean."""
+    accumulated = trainer()
+    accumulated.task.model.eval()
+    joined = trainer()
+    joined.task.model.eval()
+    micro = [accumulated.task.batch(index) for index in (0, 1)]
+    object.__setattr__(joined, "settings", SETTINGS.model_copy(update={"gradient_accumulation": 1}))
+    whole = (torch.cat([micro[0][0], micro[1][0]]), torch.cat([micro[0][1], micro[1][1]]))
+    object.__setattr__(joined.task, "batch", lambda index: whole)
+    first, second = accumulated.step(0), joined.step(0)
+    torch.testing.assert_close(first.loss, second.loss)
+    torch.testing.assert_close(first.gradient_norm, second.gradient_norm)
+    assert first.tokens == second.tokens == 32
+
+
+def test_schedule() -> None:
+    rates = [learning_rate_at(step, 1.0, SETTINGS) for step in range(SETTINGS.steps)]
+    assert rates[:3] == pytest.approx([1 / 3, 2 / 3, 1.0])
+    assert rates[3] == pytest.approx(1.0)
+    assert rates[-1] == pytest.approx(0.1)
+    assert rates[3:] == sorted(rates[3:], reverse=True)
+
+
+def test_only_matrices_decay() -> None:
+    model = TinyModel()
+    model.embed.weight.requires_grad_(False)
+    decayed, plain = parameter_groups(model, 0.1)
+    assert [parameter.ndim for parameter in decayed["params"]] == [2]
+    assert all(parameter.ndim == 1 for parameter in plain["params"])
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
+
+
+def test_order_is_pure_and_covers_every_epoch() -> None:
+    first = [epoch_order(7, 3, step, seed=1) for step in range(7)]
+    assert first == [epoch_order(7, 3, step, seed=1) for step in range(7)]
+    flat = [position for batch in first for position in batch]
+    for epoch in range(3):
+        assert sorted(flat[7 * epoch : 7 * epoch + 7]) == list(range(7))
+    assert flat[:7] != flat[7:14], "epochs are shuffled apart"
+    assert first != [epoch_order(7, 3, step, seed=2) for step in range(7)]
