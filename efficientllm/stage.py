@@ -5,23 +5,29 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from efficientllm import paths
+from efficientllm import paths, preload
 from efficientllm.errors import CellFailure, EfficientLLMError
 from efficientllm.files import read_json, whole_directory, write_json
 
 INTERRUPTED = 130
 
 
-def run_stage(main: Callable[[], int]) -> int:
+def run_stage(main: Callable[[], int], *, preloaded: bool = False) -> int:
     """Runs a stage's main function and turns its errors into one line and an exit code.
 
     Args:
         main: The stage; returns its exit code.
+        preloaded: Whether to run it in a process forked from one that has the heavy libraries; see `preload`.
 
     Returns:
         The stage's exit code, 1 after an error that the user can mend, 130 after Ctrl-C. Any other exception is a
         defect of the program and keeps its traceback.
     """
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    if preloaded and module is not None and preload.available():
+        code = preload.run_preloaded(module.name)
+        if code is not None:
+            return code
     try:
         return main()
     except EfficientLLMError as error:

@@ -1,0 +1,46 @@
+"""The `efficientllm` command: checks and descriptions that need no pipeline run."""
+
+import argparse
+
+from efficientllm import __version__, config, paths
+from efficientllm.stage import run_stage
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command.
+
+    Args:
+        argv: Arguments without the program's name; those of the process where it is None.
+
+    Returns:
+        Exit code: 0, or 1 after an error that was printed as one line.
+    """
+    return run_stage(lambda: _run(argv))
+
+
+def _run(argv: list[str] | None) -> int:
+    parser = argparse.ArgumentParser(prog="efficientllm", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"efficientllm {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("check", help="check params.yaml and its profile, and list the cells of the run")
+    commands.add_parser("doctor", help="describe this machine: what will be measured, what modelled, and how to get the rest")
+    arguments = parser.parse_args(argv)
+    return {"check": _check, "doctor": _doctor}[arguments.command]()
+
+
+def _check() -> int:
+    configuration = config.load()
+    rows = configuration.rows()
+    print(f"{paths.PARAMETERS} and {paths.PROFILES / configuration.parameters.profile}.yaml are valid:")
+    for axis in dict.fromkeys(row.axis for row in rows):
+        cells = dict.fromkeys(row.cell for row in rows if row.axis == axis)
+        print(f"  {axis}: {len(cells)} cells: {', '.join(cells)}")
+    return 0
+
+
+def _doctor() -> int:
+    from efficientllm.measurement.hardware import describe, probe
+
+    print("\n".join(describe(probe())))
+    return 0
+

@@ -1,0 +1,64 @@
+"""The two standard workloads of a cell: a window of training steps, and a batch of served requests.
+
+Compared rows run the same ones: the same batch of the same tokens at every call, whatever the technique.
+"""
+
+import dataclasses
+
+import torch
+
+from efficientllm import paths
+from efficientllm.config.schema import MeasureSettings
+from efficientllm.data.packing import evaluation_windows, open_split
+from efficientllm.measurement.protocol import Workload
+from efficientllm.models.decoder import Decoder
+from efficientllm.serving.engine import Generation, generate
+from efficientllm.training.trainer import Trainer
+
+
+def training_workload(trainer: Trainer) -> Workload:
+    """One optimizer step of a cell's own set-up on the first batch of its training order.
+
+    The batch stays the same so that every call is the same work; the optimizer goes on moving the weights.
+    """
+    settings = trainer.settings
+    batches = [trainer.task.batch(index) for index in range(settings.gradient_accumulation)]
+    repeated = dataclasses.replace(trainer.task, batch=lambda index: batches[index % len(batches)])
+    fixed = Trainer(repeated, settings, trainer.device)
+    trainer.task.model.train()
+
+    def step() -> None:
+        fixed.step(settings.warmup_steps)  # the schedule's peak learning rate
+
+    return Workload(
+        step=step,
+        tokens_per_call=sum(inputs.numel() for inputs, _ in batches),
+        samples_per_call=sum(len(inputs) for inputs, _ in batches),
+        device=trainer.device,
+    )
+
+
+def serving_prompts(settings: MeasureSettings, device: torch.device) -> torch.Tensor:
+    """Prompts `[B, P]` from the start of the test split's windows, the same for every cell."""
+    windows = evaluation_windows(open_split(paths.DATA, "test"), settings.serving_prompt_length)
+    return torch.as_tensor(windows[: settings.serving_batch_size, : settings.serving_prompt_length], device=device)
+
+
+def serving_workload(decoder: Decoder, settings: MeasureSettings, device: torch.device) -> Workload:
+    """One batch of requests: prefill, then greedy decoding of a forced number of tokens."""
+    prompts = serving_prompts(settings, device)
+
+    def step() -> None:
+        generate(decoder, prompts, settings.serving_output_length)
+
+    return Workload(
+        step=step,
+        tokens_per_call=len(prompts) * settings.serving_output_length,
+        samples_per_call=len(prompts),
+        device=device,
+    )
+
+
+def timed_generation(decoder: Decoder, settings: MeasureSettings, device: torch.device) -> Generation:
+    """One served batch with the time of every token."""
+    return generate(decoder, serving_prompts(settings, device), settings.serving_output_length, time_tokens=True)

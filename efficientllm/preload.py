@@ -1,0 +1,280 @@
+"""A process that has imported the heavy libraries once and forks a fresh process for each cell.
+
+Importing torch, Transformers and PEFT takes one to nine seconds, and a run of the pipeline starts some ninety processes
+that need them. On Linux the first of these starts a server that imports the libraries, and nothing else: it computes
+nothing, touches no device, and imports no module of this package but this one, so that edited code takes effect at
+once. Each cell is a new process, forked from the server: it has its own memory, its own threads and its own device
+context, and dies with the stage that asked for it. The server ends by itself when it has been idle for a while.
+
+A server is used only by processes of the same user, interpreter, package versions, environment variables that matter
+to the libraries, CPU affinity, limits and namespaces (see `_identity`). `EFFICIENTLLM_PRELOAD=0` turns it off.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import importlib
+import importlib.metadata
+import json
+import os
+import resource
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import FrameType
+
+SWITCH = "EFFICIENTLLM_PRELOAD"
+_IDLE_S = 120.0
+_READY_S = 60.0
+_LIBRARIES = ("torch", "numpy", "safetensors.torch", "codecarbon", "transformers", "transformers.modeling_utils", "peft")
+_DISTRIBUTIONS = ("torch", "numpy", "safetensors", "codecarbon", "transformers", "peft", "bitsandbytes")
+_PREFIXES = ("OMP_", "MKL_", "KMP_", "OPENBLAS_", "CUDA_", "NVIDIA_", "NCCL_", "TORCH", "PYTORCH_", "TRITON_", "HF_",
+             "TRANSFORMERS_", "BNB_", "BITSANDBYTES_", "CODECARBON_", "LD_", "PYTHON", "MALLOC_", "GLIBC_")  # fmt: skip
+_NAMESPACES = ("net", "mnt", "pid", "user", "cgroup")
+
+
+def available() -> bool:
+    """Says whether stages run through a preloaded process here: on Linux, unless it is turned off."""
+    return sys.platform == "linux" and os.environ.get(SWITCH, "1") != "0"
+
+
+def run_preloaded(module: str) -> int | None:
+    """Runs a module's `__main__` with this process' arguments in a process forked from the server.
+
+    Args:
+        module: Name of the module, for example `stages.tune`.
+
+    Returns:
+        Its exit code, or None where no server could be had: then the caller does the work itself.
+    """
+    folder = _folder()
+    connection = _connect(folder)
+    if connection is None:
+        _start(folder)
+        deadline = time.monotonic() + _READY_S
+        while connection is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+            if (folder / "refused").exists():
+                return None
+            connection = _connect(folder)
+    if connection is None:
+        print("no preloaded process came up in time: importing the libraries here", file=sys.stderr)
+        return None
+    with connection:
+        request = {"module": module, "arguments": sys.argv[1:], "directory": str(Path.cwd()), "environment": dict(os.environ)}
+        content = json.dumps(request).encode()
+        sys.stdout.flush()
+        socket.send_fds(connection, [len(content).to_bytes(8, "big")], [0, 1, 2])
+        connection.sendall(content)
+        return _wait(connection)
+
+
+def _wait(connection: socket.socket) -> int:
+    """Waits for the exit code; signals that this process gets are passed on to the cell."""
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        del frame
+        connection.sendall(bytes([number]))
+
+    previous = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        answer = b""
+        while len(answer) < 4:
+            received = connection.recv(4 - len(answer))
+            if not received:
+                print("the preloaded process ended unexpectedly: run the same command again", file=sys.stderr)
+                return 1
+            answer += received
+        return int.from_bytes(answer, "big", signed=True)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _folder() -> Path:
+    """Folder of the server that fits this process, readable by its user alone."""
+    parent = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()) / f"efficientllm-{os.getuid()}"
+    folder = parent / _identity()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    parent.chmod(0o700)
+    return folder
+
+
+def _identity() -> str:
+    """Hash of all that a forked process inherits from the server instead of from the stage that asks for it."""
+    versions = []
+    for name in _DISTRIBUTIONS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions.append(f"{name}=={importlib.metadata.version(name)}")
+    namespaces = [os.readlink(f"/proc/self/ns/{name}") for name in _NAMESPACES]
+    inherited = {
+        "code": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
+        "interpreter": sys.executable,
+        "versions": versions,
+        "environment": sorted(f"{name}={value}" for name, value in os.environ.items() if name.startswith(_PREFIXES)),
+        "affinity": sorted(os.sched_getaffinity(0)),
+        "priority": os.getpriority(os.PRIO_PROCESS, 0),
+        "limits": [resource.getrlimit(kind) for kind in (resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_FSIZE)],
+        "namespaces": namespaces,
+        "cgroup": Path("/proc/self/cgroup").read_text(encoding="ascii"),
+    }
+    return hashlib.sha256(json.dumps(inherited, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _connect(folder: Path) -> socket.socket | None:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.connect(str(folder / "socket"))
+    except OSError:
+        connection.close()
+        return None
+    return connection
+
+
+def _start(folder: Path) -> None:
+    """Starts a server in a session of its own, so that Ctrl-C in the terminal reaches the stages and not it."""
+    with contextlib.suppress(FileNotFoundError):
+        (folder / "refused").unlink()
+    # without this torch asks the CUDA driver itself whether there is a GPU, and a forked process cannot use it then
+    environment = {**os.environ, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+    subprocess.Popen(
+        [sys.executable, "-c", f"from efficientllm.preload import serve; serve({str(folder)!r})"],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=(folder / "log").open("wb"),
+        start_new_session=True, env=environment,
+    )  # fmt: skip
+
+
+def serve(folder: str) -> None:
+    """Imports the libraries, then forks a process for each request until none has come for two minutes."""
+    place = Path(folder)
+    with (place / "lock").open("wb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return  # another server is there, or coming up
+        for name in _LIBRARIES:
+            importlib.import_module(name)
+        if _touched_a_device():
+            (place / "refused").touch()
+            return
+        path = place / "socket"
+        path.unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            listener.bind(str(path))
+            listener.listen()
+            try:
+                _Server(listener).run()
+            finally:
+                path.unlink(missing_ok=True)
+
+
+def _touched_a_device() -> bool:
+    """Says whether importing has loaded the CUDA driver, after which a forked process could not use the GPU."""
+    return "libcuda.so" in Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
+
+
+class _Server:
+    def __init__(self, listener: socket.socket) -> None:
+        self._listener = listener
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(listener, selectors.EVENT_READ)
+        self._children: dict[int, tuple[socket.socket, int]] = {}  # pidfd: (connection, pid)
+
+    def run(self) -> None:
+        while True:
+            events = self._selector.select(timeout=None if self._children else _IDLE_S)
+            if not events:
+                return
+            for key, _ in events:
+                if key.fileobj is self._listener:
+                    self._fork()
+                elif isinstance(key.fileobj, socket.socket):
+                    self._pass_signal(key.fileobj)
+                else:
+                    self._reap(int(key.fd))
+
+    def _fork(self) -> None:
+        connection, _ = self._listener.accept()
+        header, descriptors, _, _ = socket.recv_fds(connection, 8, 3)
+        content = b""
+        while len(header) == 8 and len(content) < int.from_bytes(header, "big"):
+            received = connection.recv(1 << 16)
+            if not received:
+                break
+            content += received
+        pid = os.fork() if len(descriptors) == 3 and content else -1
+        if pid == 0:
+            self._listener.close()
+            _become(json.loads(content), descriptors)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        if pid < 0:
+            connection.close()
+            return
+        handle = os.pidfd_open(pid)
+        self._children[handle] = (connection, pid)
+        self._selector.register(handle, selectors.EVENT_READ)
+        self._selector.register(connection, selectors.EVENT_READ, data=pid)
+
+    def _pass_signal(self, connection: socket.socket) -> None:
+        """Passes a signal on; a stage that is gone (kill -9) takes its cell with it."""
+        pid = next(pid for other, pid in self._children.values() if other is connection)
+        try:
+            received = connection.recv(1)
+        except OSError:
+            received = b""
+        if not received:
+            self._selector.unregister(connection)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, received[0] if received else signal.SIGKILL)
+
+    def _reap(self, handle: int) -> None:
+        connection, pid = self._children.pop(handle)
+        _, status = os.waitpid(pid, 0)
+        self._selector.unregister(handle)
+        os.close(handle)
+        with contextlib.suppress(KeyError):
+            self._selector.unregister(connection)
+        code = os.waitstatus_to_exitcode(status)
+        with contextlib.suppress(OSError):
+            connection.sendall((128 - code if code < 0 else code).to_bytes(4, "big", signed=True))
+        connection.close()
+
+
+def _become(request: dict[str, object], descriptors: list[int]) -> None:
+    """Turns the forked process into the stage that was asked for; does not return."""
+    import runpy
+    import traceback
+
+    os.setsid()
+    for target, descriptor in enumerate(descriptors):
+        os.dup2(descriptor, target)
+        os.close(descriptor)
+    os.chdir(str(request["directory"]))
+    environment = {str(name): str(value) for name, value in dict(request["environment"]).items()}  # type: ignore[call-overload]
+    os.environ.clear()
+    os.environ.update(environment | {SWITCH: "0"})
+    arguments = [str(argument) for argument in request["arguments"]]  # type: ignore[attr-defined]
+    sys.argv = [str(request["module"]), *arguments]
+    sys.path[0] = str(request["directory"])
+    sys.stdin, sys.stdout, sys.stderr = (open(number, mode, buffering=1) for number, mode in ((0, "r"), (1, "w"), (2, "w")))  # noqa: SIM115, PTH123
+    for name in [name for name in sys.modules if name.split(".")[0] in ("efficientllm", "stages")]:
+        del sys.modules[name]
+    importlib.invalidate_caches()
+    code = 1
+    try:
+        runpy.run_module(str(request["module"]), run_name="__main__", alter_sys=True)
+        code = 0
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:  # noqa: BLE001 - the forked process must end here, whatever happened
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
