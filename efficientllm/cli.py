@@ -23,7 +23,9 @@ def _run(argv: list[str] | None) -> int:
     parser.add_argument("--version", action="version", version=f"efficientllm {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("check", help="check params.yaml and its profile, and list the cells of the run")
-    commands.add_parser("doctor", help="describe this machine: what will be measured, what modelled, and how to get the rest")
+    commands.add_parser(
+        "doctor", help="describe this machine: what will be measured, what modelled, and how to get the rest"
+    )
     arguments = parser.parse_args(argv)
     return {"check": _check, "doctor": _doctor}[arguments.command]()
 
@@ -43,4 +45,3 @@ def _doctor() -> int:
 
     print("\n".join(describe(probe())))
     return 0
-

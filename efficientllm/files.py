@@ -61,7 +61,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ArtifactError(f"{path} is missing: run `dvc repro`, or `dvc checkout` where it is in the cache") from error
+        raise ArtifactError(
+            f"{path} is missing: run `dvc repro`, or `dvc checkout` where it is in the cache"
+        ) from error
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path} cannot be read ({error}): delete it and run `dvc repro` again") from error
 

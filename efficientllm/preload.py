@@ -31,7 +31,15 @@ from types import FrameType
 SWITCH = "EFFICIENTLLM_PRELOAD"
 _IDLE_S = 120.0
 _READY_S = 60.0
-_LIBRARIES = ("torch", "numpy", "safetensors.torch", "codecarbon", "transformers", "transformers.modeling_utils", "peft")
+_LIBRARIES = (
+    "torch",
+    "numpy",
+    "safetensors.torch",
+    "codecarbon",
+    "transformers",
+    "transformers.modeling_utils",
+    "peft",
+)
 _DISTRIBUTIONS = ("torch", "numpy", "safetensors", "codecarbon", "transformers", "peft", "bitsandbytes")
 _PREFIXES = ("OMP_", "MKL_", "KMP_", "OPENBLAS_", "CUDA_", "NVIDIA_", "NCCL_", "TORCH", "PYTORCH_", "TRITON_", "HF_",
              "TRANSFORMERS_", "BNB_", "BITSANDBYTES_", "CODECARBON_", "LD_", "PYTHON", "MALLOC_", "GLIBC_")  # fmt: skip
@@ -66,7 +74,12 @@ def run_preloaded(module: str) -> int | None:
         print("no preloaded process came up in time: importing the libraries here", file=sys.stderr)
         return None
     with connection:
-        request = {"module": module, "arguments": sys.argv[1:], "directory": str(Path.cwd()), "environment": dict(os.environ)}
+        request = {
+            "module": module,
+            "arguments": sys.argv[1:],
+            "directory": str(Path.cwd()),
+            "environment": dict(os.environ),
+        }
         content = json.dumps(request).encode()
         sys.stdout.flush()
         socket.send_fds(connection, [len(content).to_bytes(8, "big")], [0, 1, 2])
@@ -111,7 +124,7 @@ def _identity() -> str:
     for name in _DISTRIBUTIONS:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions.append(f"{name}=={importlib.metadata.version(name)}")
-    namespaces = [os.readlink(f"/proc/self/ns/{name}") for name in _NAMESPACES]
+    namespaces = [str(Path(f"/proc/self/ns/{name}").readlink()) for name in _NAMESPACES]
     inherited = {
         "code": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
         "interpreter": sys.executable,
@@ -119,7 +132,9 @@ def _identity() -> str:
         "environment": sorted(f"{name}={value}" for name, value in os.environ.items() if name.startswith(_PREFIXES)),
         "affinity": sorted(os.sched_getaffinity(0)),
         "priority": os.getpriority(os.PRIO_PROCESS, 0),
-        "limits": [resource.getrlimit(kind) for kind in (resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_FSIZE)],
+        "limits": [
+            resource.getrlimit(kind) for kind in (resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_FSIZE)
+        ],
         "namespaces": namespaces,
         "cgroup": Path("/proc/self/cgroup").read_text(encoding="ascii"),
     }
@@ -262,7 +277,9 @@ def _become(request: dict[str, object], descriptors: list[int]) -> None:
     arguments = [str(argument) for argument in request["arguments"]]  # type: ignore[attr-defined]
     sys.argv = [str(request["module"]), *arguments]
     sys.path[0] = str(request["directory"])
-    sys.stdin, sys.stdout, sys.stderr = (open(number, mode, buffering=1) for number, mode in ((0, "r"), (1, "w"), (2, "w")))  # noqa: SIM115, PTH123
+    sys.stdin, sys.stdout, sys.stderr = (
+        open(number, mode, buffering=1) for number, mode in ((0, "r"), (1, "w"), (2, "w"))
+    )
     for name in [name for name in sys.modules if name.split(".")[0] in ("efficientllm", "stages")]:
         del sys.modules[name]
     importlib.invalidate_caches()

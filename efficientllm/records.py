@@ -109,7 +109,9 @@ class Record(_Strict):
         for key, value in self.metrics.items():
             known = metric_registry.metric(key)
             if (value.unit, value.direction) != (known.unit, known.direction):
-                raise ValueError(f"{key} is in {value.unit!r}, {value.direction}: expected {known.unit!r}, {known.direction}")
+                raise ValueError(
+                    f"{key} is in {value.unit!r}, {value.direction}: expected {known.unit!r}, {known.direction}"
+                )
         return self
 
 

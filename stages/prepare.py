@@ -21,7 +21,9 @@ def main(argv: list[str] | None = None) -> int:
         manifest = prepare(configuration, paths.DATA, lambda step: status.update(f"prepare: {step}"))
     splits = manifest["splits"]
     tokens = ", ".join(f"{split} {splits[split]['tokens']:,}" for split in ("train", "validation", "test"))
-    print(f"prepare: {manifest['source']['documents']} documents; tokens: {tokens}; vocabulary {manifest['vocabulary_size']}")
+    print(
+        f"prepare: {manifest['source']['documents']} documents; tokens: {tokens}; vocabulary {manifest['vocabulary_size']}"
+    )
     return 0
 
 

@@ -40,7 +40,10 @@ def test_round_trip(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda content: content["metrics"].pop("energy_per_token"), "neither measured nor explained: energy_per_token"),
+        (
+            lambda content: content["metrics"].pop("energy_per_token"),
+            "neither measured nor explained: energy_per_token",
+        ),
         (lambda content: content["metrics"]["perplexity"].update(value=float("nan")), "finite number"),
         (lambda content: content["metrics"]["perplexity"].update(unit="s"), "perplexity is in 's'"),
         (lambda content: content["metrics"]["perplexity"].update(direction="higher"), "expected '', lower"),

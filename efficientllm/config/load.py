@@ -106,7 +106,9 @@ def _describe(model: type[BaseModel], error: ValidationError, source: Path) -> s
     if fault["type"] == "extra_forbidden":
         parent = ".".join(location[:-1])
         siblings = _fields_at(model, location[:-1])
-        near = did_you_mean(location[-1], siblings).replace("did you mean '", f"did you mean '{parent}." if parent else "did you mean '")
+        near = did_you_mean(location[-1], siblings).replace(
+            "did you mean '", f"did you mean '{parent}." if parent else "did you mean '"
+        )
         return f"unknown parameter {key!r} in {source}; {near}known: {', '.join(siblings)}"
     if fault["type"] == "missing":
         return f"missing parameter {key!r} in {source}"
@@ -121,9 +123,13 @@ def _fields_at(model: type[BaseModel], location: list[str]) -> list[str]:
         if isinstance(current, type) and issubclass(current, BaseModel):
             current = current.model_fields[part].annotation
         arguments = [
-            argument for argument in getattr(current, "__args__", ()) if isinstance(argument, type) and issubclass(argument, BaseModel)
+            argument
+            for argument in getattr(current, "__args__", ())
+            if isinstance(argument, type) and issubclass(argument, BaseModel)
         ]
-        if arguments and not (isinstance(current, type) and issubclass(current, BaseModel) and part in current.model_fields):
+        if arguments and not (
+            isinstance(current, type) and issubclass(current, BaseModel) and part in current.model_fields
+        ):
             current = arguments[0]
     return sorted(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else []
 
@@ -159,7 +165,9 @@ def _check_names(parameters: Parameters, profile: Profile, profile_path: Path) -
     ):
         for name in chosen:
             if name not in known_blocks:
-                raise ParameterError(f"missing parameter '{block}.{name}' in {profile_path}: the settings of this {kind}")
+                raise ParameterError(
+                    f"missing parameter '{block}.{name}' in {profile_path}: the settings of this {kind}"
+                )
 
 
 def _check_architectures(parameters: Parameters, profile: Profile, profile_path: Path) -> None:
@@ -172,7 +180,12 @@ def _check_architectures(parameters: Parameters, profile: Profile, profile_path:
                 f"architecture {name!r} serves no row of the ranking; {did_you_mean(name, served)}"
                 f"known: {', '.join(sorted(served))}; a new one needs a Row in efficientllm/registry.py"
             )
-        for part, folder in (("block", "blocks"), ("mixer", "mixers"), ("position", "positions"), ("feedforward", "feedforwards")):
+        for part, folder in (
+            ("block", "blocks"),
+            ("mixer", "mixers"),
+            ("position", "positions"),
+            ("feedforward", "feedforwards"),
+        ):
             known = component_names(f"models/{folder}")
             if getattr(choice, part) not in known:
                 raise unknown_name(f"{part} of architecture {name}", getattr(choice, part), known)
@@ -185,11 +198,15 @@ def _check_architectures(parameters: Parameters, profile: Profile, profile_path:
 def _check_data(profile: Profile, profile_path: Path) -> None:
     data = profile.data
     if data.source == "files" and data.files is None:
-        raise ParameterError(f"data.source is 'files', but {profile_path} has no block data.files (paths, text_field, licence)")
+        raise ParameterError(
+            f"data.source is 'files', but {profile_path} has no block data.files (paths, text_field, licence)"
+        )
     if data.source == "huggingface" and data.huggingface is None:
         raise ParameterError(f"data.source is 'huggingface', but {profile_path} has no block data.huggingface")
     if (data.tokenizer.train_vocabulary_size is None) == (data.tokenizer.path is None):
-        raise ParameterError(f"data.tokenizer in {profile_path}: set exactly one of train_vocabulary_size and path, the other to null")
+        raise ParameterError(
+            f"data.tokenizer in {profile_path}: set exactly one of train_vocabulary_size and path, the other to null"
+        )
     if (data.task.source == "file") != (data.task.path is not None):
         raise ParameterError(f"data.task in {profile_path}: `path` belongs to source 'file', and only to it")
     if data.task.source == "corpus" and data.source != "sotu":

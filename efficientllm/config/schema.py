@@ -174,8 +174,12 @@ class MeasureSettings(Section):
     serving_prompt_length: int = Field(ge=1)
     serving_output_length: int = Field(ge=2)
     evaluation_batch_size: int = Field(ge=1)
-    perplexity_windows: int = Field(ge=2, description="test windows, evenly spread over the split, that perplexity is taken on")
-    country_iso_code: str = Field(pattern="^[A-Z]{3}$", description="grid whose carbon intensity turns joules into CO2e")
+    perplexity_windows: int = Field(
+        ge=2, description="test windows, evenly spread over the split, that perplexity is taken on"
+    )
+    country_iso_code: str = Field(
+        pattern="^[A-Z]{3}$", description="grid whose carbon intensity turns joules into CO2e"
+    )
 
 
 class Profile(Section):

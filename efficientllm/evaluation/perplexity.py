@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from efficientllm.data.packing import IGNORED
 from efficientllm.models.decoder import Decoder
-from efficientllm.training.losses import IGNORED, token_losses
+from efficientllm.training.losses import token_losses
 
 
 @dataclass(frozen=True)

@@ -6,25 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from efficientllm.data.packing import IGNORED
+from efficientllm.data.prompts import EncodedQuestion
 from efficientllm.models.decoder import Decoder
-from efficientllm.training.losses import IGNORED, token_losses
-
-
-@dataclass(frozen=True)
-class Question:
-    """An encoded test example.
-
-    Args:
-        prompt: Token ids of the prompt.
-        answers: Token ids of each candidate answer, the end token included.
-        correct: Position of the reference answer among them.
-        group: Name of the task that the example belongs to.
-    """
-
-    prompt: list[int]
-    answers: list[list[int]]
-    correct: int
-    group: str
+from efficientllm.training.losses import token_losses
 
 
 @dataclass(frozen=True)
@@ -54,7 +39,7 @@ class TaskScores:
 
 @torch.inference_mode()
 def score_questions(
-    decoder: Decoder, questions: Sequence[Question], batch_size: int, pad_token: int, device: torch.device
+    decoder: Decoder, questions: Sequence[EncodedQuestion], batch_size: int, pad_token: int, device: torch.device
 ) -> TaskScores:
     """Scores every candidate answer of every question; each prompt is computed once.
 
@@ -67,13 +52,13 @@ def score_questions(
     """
     correct, nats, tokens = (np.zeros(len(questions)) for _ in range(3))
     # questions of like shape share a batch, so that little of it is padding
-    order = sorted(range(len(questions)), key=lambda index: (len(questions[index].answers), len(questions[index].prompt)))
+    order = sorted(
+        range(len(questions)), key=lambda index: (len(questions[index].answers), len(questions[index].prompt))
+    )
     start = 0
     while start < len(order):
         candidates = len(questions[order[start]].answers)
-        batch = [
-            index for index in order[start : start + batch_size] if len(questions[index].answers) == candidates
-        ]
+        batch = [index for index in order[start : start + batch_size] if len(questions[index].answers) == candidates]
         start += len(batch)
         losses, lengths = _candidate_losses(decoder, [questions[index] for index in batch], pad_token, device)
         for position, index in enumerate(batch):
@@ -85,7 +70,7 @@ def score_questions(
 
 
 def _candidate_losses(
-    decoder: Decoder, questions: list[Question], pad_token: int, device: torch.device
+    decoder: Decoder, questions: list[EncodedQuestion], pad_token: int, device: torch.device
 ) -> tuple[np.ndarray, np.ndarray]:
     """Summed loss and length `[questions, candidates]` of every candidate of questions with equally many candidates."""
     candidates = len(questions[0].answers)

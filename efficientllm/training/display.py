@@ -43,7 +43,7 @@ class Display:
                 TextColumn("loss {task.fields[loss]}  {task.fields[speed]} tokens/s"),
             )  # fmt: skip
             self._bar.start()
-            self._bar.add_task(self._description, total=self._steps, completed=self._step, loss="–", speed="–")
+            self._bar.add_task(self._description, total=self._steps, completed=self._step, loss="?", speed="?")
         return self
 
     def __exit__(

@@ -5,11 +5,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional as F
 
+from efficientllm.data.packing import IGNORED
+
 if TYPE_CHECKING:
     from efficientllm.models.decoder import Decoder
-
-IGNORED = -100
-"""Label of a position that takes no part in the loss: padding, and the prompt of an instruction."""
 
 
 def token_losses(logits_btv: torch.Tensor, labels_bt: torch.Tensor) -> torch.Tensor:
@@ -22,11 +21,15 @@ def token_losses(logits_btv: torch.Tensor, labels_bt: torch.Tensor) -> torch.Ten
     Returns:
         Losses `[B, T]`, 0 at ignored positions.
     """
-    flat = F.cross_entropy(logits_btv.float().flatten(0, 1), labels_bt.flatten(), ignore_index=IGNORED, reduction="none")
+    flat = F.cross_entropy(
+        logits_btv.float().flatten(0, 1), labels_bt.flatten(), ignore_index=IGNORED, reduction="none"
+    )
     return flat.view(labels_bt.shape)
 
 
-def training_loss(decoder: "Decoder", inputs_bt: torch.Tensor, labels_bt: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def training_loss(
+    decoder: "Decoder", inputs_bt: torch.Tensor, labels_bt: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean next-token loss of a batch.
 
     Args:

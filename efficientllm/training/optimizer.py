@@ -24,7 +24,9 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [group for group in groups if group["params"]]
 
 
-def build_optimizer(groups: Iterable[dict[str, Any]], settings: TrainingSettings, learning_rate: float) -> torch.optim.AdamW:
+def build_optimizer(
+    groups: Iterable[dict[str, Any]], settings: TrainingSettings, learning_rate: float
+) -> torch.optim.AdamW:
     """Builds fused AdamW; each group's `lr_scale` (default 1) multiplies the scheduled learning rate."""
     listed = [{"lr_scale": 1.0, **group} for group in groups]
     return torch.optim.AdamW(listed, lr=learning_rate, betas=(settings.beta1, settings.beta2), fused=True)

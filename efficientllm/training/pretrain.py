@@ -7,7 +7,7 @@ import torch
 from efficientllm import paths
 from efficientllm.config import Configuration
 from efficientllm.data.manifest import read_manifest
-from efficientllm.data.packing import evaluation_windows, open_split, training_batch
+from efficientllm.data.packing import IGNORED, evaluation_windows, open_split, training_batch
 from efficientllm.data.tokenizer import copy_tokenizer
 from efficientllm.device import select_device
 from efficientllm.files import file_hash, whole_directory
@@ -16,7 +16,7 @@ from efficientllm.models.config import DecoderConfig
 from efficientllm.models.decoder import Decoder
 from efficientllm.models.weights import save_decoder
 from efficientllm.training.fingerprint import fingerprint
-from efficientllm.training.losses import IGNORED, token_losses
+from efficientllm.training.losses import token_losses
 from efficientllm.training.optimizer import parameter_groups
 from efficientllm.training.run import train
 from efficientllm.training.trainer import Batch, Trainer, TrainingTask

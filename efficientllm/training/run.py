@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Callable
 
 from efficientllm import paths
-from efficientllm.files import read_json
 from efficientllm.measurement.energy import EnergyMeter
 from efficientllm.training.telemetry import write_telemetry
 from efficientllm.training.trainer import Trainer

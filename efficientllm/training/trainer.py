@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from efficientllm.config.schema import TrainingSettings
+from efficientllm.data.packing import IGNORED
 from efficientllm.device import autocast_type
 from efficientllm.errors import CellFailure
 from efficientllm.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from efficientllm.training.display import Display
-from efficientllm.training.losses import IGNORED, training_loss
+from efficientllm.training.losses import training_loss
 from efficientllm.training.optimizer import build_optimizer, learning_rate_at
 
 Batch = tuple[torch.Tensor, torch.Tensor]

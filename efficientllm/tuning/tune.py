@@ -8,6 +8,7 @@ import torch
 
 from efficientllm import paths
 from efficientllm.config import Configuration
+from efficientllm.data.packing import IGNORED
 from efficientllm.data.prompts import EncodedExample, collate, encode_split
 from efficientllm.device import select_device
 from efficientllm.errors import ArtifactError
@@ -15,7 +16,7 @@ from efficientllm.files import file_hash, read_json, whole_directory, write_json
 from efficientllm.models.decoder import Decoder
 from efficientllm.registry import base_architecture, cell_name
 from efficientllm.training.fingerprint import fingerprint
-from efficientllm.training.losses import IGNORED, token_losses
+from efficientllm.training.losses import token_losses
 from efficientllm.training.order import epoch_order
 from efficientllm.training.run import train
 from efficientllm.training.trainer import Batch, Trainer, TrainingTask

@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
-
-from efficientllm.evaluation.perplexity import spread_windows, window_losses
-from efficientllm.evaluation.task import Question, score_questions
 from efficientllm.models.build import build_decoder
 from efficientllm.models.config import DecoderConfig
 from efficientllm.models.decoder import Decoder
+from torch.nn import functional as F
+
+from efficientllm.data.prompts import EncodedQuestion
+from efficientllm.evaluation.perplexity import spread_windows, window_losses
+from efficientllm.evaluation.task import score_questions
 
 
 @pytest.fixture(scope="module")
@@ -27,14 +28,14 @@ def decoder() -> Decoder:
     return model
 
 
-def random_questions(count: int) -> list[Question]:
+def random_questions(count: int) -> list[EncodedQuestion]:
     generator = np.random.default_rng(0)
 
     def tokens(low: int, high: int) -> list[int]:
         return generator.integers(1, 40, size=int(generator.integers(low, high))).tolist()
 
     return [
-        Question(
+        EncodedQuestion(
             prompt=tokens(3, 20),
             answers=[tokens(1, 6) for _ in range(3 if index % 3 else 5)],
             correct=int(generator.integers(0, 3)),

@@ -2,14 +2,16 @@
 
 import pytest
 import torch
-
 from efficientllm.models.build import build_decoder
 from efficientllm.models.config import DecoderConfig
+
 from efficientllm.serving.engine import generate
 
 
 @pytest.mark.parametrize("mixer", ["gqa", "mqa", "mha"])
-@pytest.mark.parametrize(("position", "feedforward"), [("rope", "swiglu"), ("sinusoidal", "swiglu"), ("learned", "moe")])
+@pytest.mark.parametrize(
+    ("position", "feedforward"), [("rope", "swiglu"), ("sinusoidal", "swiglu"), ("learned", "moe")]
+)
 def test_tokens_equal_transformers_generate(mixer: str, position: str, feedforward: str) -> None:
     from efficientllm.models.transformers_adapter import EfficientLLMConfig, EfficientLLMForCausalLM
 

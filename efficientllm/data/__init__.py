@@ -1,0 +1,1 @@
+"""From raw text to packed tokens and instruction examples: sources, splits, tokenizer, packing, tasks, baselines."""

@@ -1,0 +1,168 @@
+"""Instruction examples as token ids: one compact template, the loss on the answer only.
+
+    {input}
+    {instruction} {answer}<end of document>
+
+The input comes first, as running text as the model was pretrained on, and the instruction stands next to the answer: a
+model of a million parameters need not carry the question across the passage. Prompt and answer are encoded apart, so
+that the boundary between them is a token boundary for every candidate answer.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from efficientllm.data.packing import IGNORED
+from efficientllm.data.tasks import TASK_FOLDER, Example, load_examples
+from efficientllm.data.tokenizer import TextTokenizer, load_tokenizer
+from efficientllm.errors import DataError
+
+
+@dataclass(frozen=True)
+class EncodedExample:
+    """An example for training.
+
+    Args:
+        token_ids: Prompt, answer, end token.
+        prompt_length: How many of them are the prompt.
+    """
+
+    token_ids: list[int]
+    prompt_length: int
+
+
+@dataclass(frozen=True)
+class EncodedQuestion:
+    """An example for scoring its candidate answers.
+
+    Args:
+        prompt: Token ids of the prompt, the same for all candidates.
+        answers: Token ids of each candidate, the end token included.
+        correct: Position of the reference answer among them.
+        group: The example's group.
+    """
+
+    prompt: list[int]
+    answers: list[list[int]]
+    correct: int
+    group: str
+
+
+def encode_example(tokenizer: TextTokenizer, example: Example, maximum_length: int) -> EncodedExample:
+    """Encodes one example; where it is too long, the end of its input is cut, never its instruction or its answer.
+
+    Args:
+        tokenizer: The prepared tokenizer.
+        example: The example.
+        maximum_length: The most tokens, the end token included.
+
+    Raises:
+        DataError: Instruction and answer alone are longer than that.
+    """
+    return _encode(tokenizer, [example], maximum_length, "the example")[0]
+
+
+def encode_split(folder: Path, split: str, maximum_length: int) -> list[EncodedExample]:
+    """Loads and encodes the examples of a split.
+
+    Args:
+        folder: Folder that `prepare` wrote.
+        split: `train`, `validation` or `test`.
+        maximum_length: The most tokens of an example, the end token included.
+
+    Raises:
+        ArtifactError: The task or the tokenizer is missing or damaged.
+        DataError: The instruction and the answer of a row are longer than `maximum_length`.
+    """
+    where = str(folder / TASK_FOLDER / f"{split}.jsonl")
+    return _encode(load_tokenizer(folder), load_examples(folder, split), maximum_length, where)
+
+
+def encode_questions(folder: Path, split: str, maximum_length: int) -> list[EncodedQuestion]:
+    """Loads the examples of a split that have choices, and encodes every candidate answer.
+
+    A prompt is cut so that its longest candidate fits, and so is the same for all of them.
+
+    Args:
+        folder: Folder that `prepare` wrote.
+        split: `train`, `validation` or `test`.
+        maximum_length: The most tokens of a prompt and one answer, the end token included.
+
+    Raises:
+        ArtifactError: The task or the tokenizer is missing or damaged.
+        DataError: The instruction and an answer of a row are longer than `maximum_length`.
+    """
+    tokenizer = load_tokenizer(folder)
+    where = str(folder / TASK_FOLDER / f"{split}.jsonl")
+    rows = [
+        (number, example) for number, example in enumerate(load_examples(folder, split), start=1) if example.choices
+    ]
+    answers = _encode_answers(tokenizer, {choice for _, example in rows for choice in example.choices})
+    prompts = _encode_prompts(tokenizer, [example for _, example in rows])
+    questions = []
+    for (number, example), prompt in zip(rows, prompts, strict=True):
+        candidates = [answers[choice] for choice in example.choices]
+        fitted = _fit(*prompt, max(map(len, candidates)), maximum_length, f"{where}, line {number}")
+        questions.append(EncodedQuestion(fitted, candidates, example.choices.index(example.output), example.group))
+    return questions
+
+
+def collate(examples: Sequence[EncodedExample], pad_id: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Pads examples on the right and masks what bears no loss.
+
+    Args:
+        examples: Encoded examples, B of them.
+        pad_id: Token that fills the input; any will do, for it comes last and has no label.
+
+    Returns:
+        Input ids and labels, both int64 `[B, T]` and not shifted; labels are -100 on prompt and padding.
+    """
+    width = max(len(example.token_ids) for example in examples)
+    inputs = np.full((len(examples), width), pad_id, np.int64)
+    labels = np.full((len(examples), width), IGNORED, np.int64)
+    for row, example in enumerate(examples):
+        length = len(example.token_ids)
+        inputs[row, :length] = example.token_ids
+        labels[row, example.prompt_length : length] = example.token_ids[example.prompt_length :]
+    return inputs, labels
+
+
+def _encode(
+    tokenizer: TextTokenizer, examples: Sequence[Example], maximum_length: int, where: str
+) -> list[EncodedExample]:
+    answers = _encode_answers(tokenizer, {example.output for example in examples})
+    encoded = []
+    for number, (example, prompt) in enumerate(
+        zip(examples, _encode_prompts(tokenizer, examples), strict=True), start=1
+    ):
+        answer = answers[example.output]
+        fitted = _fit(*prompt, len(answer), maximum_length, f"{where}, line {number}")
+        encoded.append(EncodedExample(fitted + answer, len(fitted)))
+    return encoded
+
+
+def _encode_answers(tokenizer: TextTokenizer, answers: set[str]) -> dict[str, list[int]]:
+    ordered = sorted(answers)
+    encoded = tokenizer.encode([f" {answer}" for answer in ordered])
+    return {answer: [*ids, tokenizer.end_token_id] for answer, ids in zip(ordered, encoded, strict=True)}
+
+
+def _encode_prompts(tokenizer: TextTokenizer, examples: Sequence[Example]) -> list[tuple[list[int], list[int]]]:
+    """Encodes input and instruction of each example apart."""
+    inputs = tokenizer.encode([example.input for example in examples])
+    questions = tokenizer.encode(
+        [f"\n{example.instruction}" if example.input else example.instruction for example in examples]
+    )
+    return list(zip(inputs, questions, strict=True))
+
+
+def _fit(passage: list[int], question: list[int], answer_length: int, maximum_length: int, where: str) -> list[int]:
+    room = maximum_length - len(question) - answer_length
+    if room < 0:
+        raise DataError(
+            f"{where}: instruction ({len(question)} tokens) and answer ({answer_length}) are longer than the "
+            f"{maximum_length} tokens of tune.training.sequence_length: raise it, or shorten them"
+        )
+    return passage[:room] + question

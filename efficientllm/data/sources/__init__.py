@@ -1,0 +1,31 @@
+"""Sources of text behind one interface: a function from the data settings to a `Corpus`."""
+
+from efficientllm.config.schema import DataSettings
+from efficientllm.data.document import Corpus
+from efficientllm.errors import ParameterError
+
+
+def read_source(settings: DataSettings) -> Corpus:
+    """Reads the documents of the source that the profile names.
+
+    Args:
+        settings: The block `data` of the profile.
+
+    Raises:
+        DataError: The source cannot be read; the message names the file and the line.
+        ParameterError: The source's own block of parameters is missing.
+    """
+    # each source is imported for its own use only: pyarrow and datasets are slow to load
+    if settings.source == "sotu":
+        from efficientllm.data.sources.sotu import read_sotu
+
+        return read_sotu()
+    if settings.source == "files" and settings.files is not None:
+        from efficientllm.data.sources.files import read_files
+
+        return read_files(settings.files)
+    if settings.source == "huggingface" and settings.huggingface is not None:
+        from efficientllm.data.sources.huggingface import read_hub
+
+        return read_hub(settings.huggingface)
+    raise ParameterError(f"data.source is {settings.source!r}, but the profile has no block data.{settings.source}")

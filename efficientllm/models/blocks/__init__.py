@@ -1,0 +1,1 @@
+"""Residual blocks; each module exposes COMPONENT."""

@@ -1,0 +1,31 @@
+"""Looks a decoder's components up by the name of their module, and imports no other's.
+
+Each module of `models/{blocks,mixers,positions,feedforwards}` exposes its class as `COMPONENT`.
+"""
+
+import importlib
+from typing import Any, Literal
+
+from efficientllm.config.load import component_names
+from efficientllm.errors import unknown_name
+
+Kind = Literal["block", "mixer", "position", "feedforward"]
+
+
+def component(kind: Kind, name: str) -> Any:
+    """Imports a component.
+
+    Args:
+        kind: Its place in the decoder.
+        name: Its module's name.
+
+    Returns:
+        The class that the module exposes as `COMPONENT`.
+
+    Raises:
+        ParameterError: There is no such component.
+    """
+    known = component_names(f"models/{kind}s")
+    if name not in known:
+        raise unknown_name(kind, name, known)
+    return importlib.import_module(f"efficientllm.models.{kind}s.{name}").COMPONENT

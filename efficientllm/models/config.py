@@ -1,0 +1,78 @@
+"""The full description of a decoder; free of torch, so that light programs can read it."""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from efficientllm.errors import ArtifactError, did_you_mean
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Shape and components of a decoder.
+
+    Args:
+        vocabulary_size: Number of token ids.
+        hidden_size: Width of the residual stream.
+        layers: Number of blocks.
+        heads: Query heads of each attention layer.
+        key_value_heads: Key and value heads; the mixers `mqa` and `mha` imply their own number.
+        intermediate_size: Hidden width of the feed-forward layer, or of each expert.
+        context_length: Longest sequence that the model is made for.
+        tie_embeddings: Whether the output head is the embedding matrix.
+        block: Module of `models/blocks`.
+        mixer: Module of `models/mixers`.
+        position: Module of `models/positions`.
+        feedforward: Module of `models/feedforwards`.
+        mixer_options: The mixer's own parameters.
+        position_options: The positional encoding's own parameters.
+        feedforward_options: The feed-forward layer's own parameters.
+    """
+
+    vocabulary_size: int
+    hidden_size: int
+    layers: int
+    heads: int
+    key_value_heads: int
+    intermediate_size: int
+    context_length: int
+    tie_embeddings: bool
+    block: str
+    mixer: str
+    position: str
+    feedforward: str
+    mixer_options: dict[str, Any]
+    position_options: dict[str, Any]
+    feedforward_options: dict[str, Any]
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.heads
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields as JSON-serialisable values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> "DecoderConfig":
+        """Rebuilds a configuration from `to_dict`.
+
+        Raises:
+            ArtifactError: A field is unknown or missing.
+        """
+        known = cls.field_names()
+        for name in content:
+            if name not in known:
+                raise ArtifactError(
+                    f"unknown field {name!r} in a model's configuration; {did_you_mean(name, known)}"
+                    "it was written by another version: run `dvc repro` again"
+                )
+        missing = [name for name in known if name not in content]
+        if missing:
+            raise ArtifactError(f"a model's configuration lacks {', '.join(missing)}: run `dvc repro` again")
+        return cls(**content)
+
+    @classmethod
+    def field_names(cls) -> list[str]:
+        """Lists the fields' names in their order."""
+        return [field.name for field in fields(cls)]

@@ -1,0 +1,223 @@
+"""The decoder: embedding, blocks, final norm, output head."""
+
+import math
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from efficientllm.models.cache import BlockState, DecodingCache
+from efficientllm.models.components import component
+from efficientllm.models.config import DecoderConfig
+from efficientllm.models.interfaces import Block, Component, Position, Span
+
+_INITIAL_DEVIATION = 0.02
+
+
+class DecoderOutput(NamedTuple):
+    """Result of a forward pass.
+
+    Args:
+        logits: Scores of the next token `[B, T, V]`.
+        auxiliary_loss: Scalar to add to the training loss, already weighted; None in evaluation mode and where the
+            architecture has none.
+    """
+
+    logits: torch.Tensor
+    auxiliary_loss: torch.Tensor | None
+
+
+class Decoder(nn.Module):
+    """A causal language model.
+
+    Weights are drawn from torch's default generator as in GPT-2: normal with deviation 0.02, and for the projections
+    that write to the residual stream 0.02 / sqrt(2 layers).
+
+    Args:
+        config: Shape and components.
+
+    Raises:
+        ParameterError: A component is unknown, or its options or the shape do not suit it.
+    """
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.gradient_checkpointing = False
+        block_class = component("block", config.block)
+        self.embed_tokens = nn.Embedding(config.vocabulary_size, config.hidden_size)
+        self.position: Position = component("position", config.position)(config)
+        self.layers = nn.ModuleList(block_class(config, layer) for layer in range(config.layers))
+        self.norm = block_class.final_norm(config)
+        self.lm_head = None
+        if not config.tie_embeddings:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocabulary_size, bias=False)
+        self.reset_parameters()
+
+    def blocks(self) -> list[Block]:
+        """Lists the residual blocks."""
+        return [cast(Block, layer) for layer in self.layers]
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draws all weights anew, then lets each component draw those that want a law of their own."""
+        residual_deviation = _INITIAL_DEVIATION / math.sqrt(2 * self.config.layers)
+        residual = {
+            id(weight)
+            for block in self.blocks()
+            for part in (block.mixer, block.feedforward)
+            for weight in part.residual_projections()
+        }
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                nn.init.normal_(parameter, std=residual_deviation if id(parameter) in residual else _INITIAL_DEVIATION)
+            else:
+                nn.init.ones_(parameter)
+        for module in self.modules():
+            if isinstance(module, Component):
+                module.initialize()
+
+    def hidden_states(
+        self,
+        input_ids_bt: torch.Tensor,
+        *,
+        cache: DecodingCache | None = None,
+        padding_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Computes everything but the output head.
+
+        Args:
+            input_ids_bt: Token ids `[B, T]`: whole sequences, or with a cache the tokens that follow it.
+            cache: Filled with this chunk; None computes whole sequences without one.
+            padding_mask: Boolean `[B, T]`, True where a token is real; None where all are. Padding is never attended
+                to and does not count as a position.
+
+        Returns:
+            Normalized hidden states `[B, T, C]`.
+
+        Raises:
+            ParameterError: The chunk does not fit the cache.
+        """
+        return self.hidden_states_and_loss(input_ids_bt, cache=cache, padding_mask=padding_mask)[0]
+
+    def project(self, hidden_btc: torch.Tensor) -> torch.Tensor:
+        """Returns the logits `[B, T, V]` of hidden states."""
+        if self.lm_head is None:
+            return F.linear(hidden_btc, self.embed_tokens.weight)
+        return cast(torch.Tensor, self.lm_head(hidden_btc))
+
+    def forward(
+        self,
+        input_ids_bt: torch.Tensor,
+        *,
+        cache: DecodingCache | None = None,
+        padding_mask: torch.Tensor | None = None,
+    ) -> DecoderOutput:
+        """Computes the logits of every token; arguments as `hidden_states`."""
+        hidden_btc, auxiliary_loss = self.hidden_states_and_loss(input_ids_bt, cache=cache, padding_mask=padding_mask)
+        return DecoderOutput(self.project(hidden_btc), auxiliary_loss)
+
+    def new_cache(
+        self, batch_size: int, max_length: int, dtype: torch.dtype | None = None, device: Any = None
+    ) -> DecodingCache:
+        """Allocates an empty cache.
+
+        Args:
+            batch_size: Number of sequences.
+            max_length: Longest sequence, prompt and output together.
+            dtype: Type of the states; by default the embedding's.
+            device: Their device; by default the embedding's.
+        """
+        dtype = dtype or self.embed_tokens.weight.dtype
+        device = device or self.embed_tokens.weight.device
+        blocks = [
+            BlockState(
+                block.mixer.new_cache(batch_size, max_length, dtype, device),
+                block.feedforward.new_cache(batch_size, max_length, dtype, device),
+            )
+            for block in self.blocks()
+        ]
+        return DecodingCache(blocks, batch_size, max_length)
+
+    def hidden_states_and_loss(
+        self,
+        input_ids_bt: torch.Tensor,
+        *,
+        cache: DecodingCache | None = None,
+        padding_mask: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Returns `hidden_states` and the weighted auxiliary loss, for a caller that projects in its own way."""
+        span = _span(input_ids_bt, cache, padding_mask)
+        hidden_btc = self.position.embed(self.embed_tokens(input_ids_bt), span)
+        self._share(span, hidden_btc)
+        auxiliary_loss: torch.Tensor | None = None
+        for layer, block in enumerate(self.layers):
+            state = None if cache is None else cache.blocks[layer]
+            parts = (None, None) if state is None else state.parts()
+            if self.gradient_checkpointing and self.training and cache is None:
+                hidden_btc, loss = checkpoint(block, hidden_btc, span, *parts, use_reentrant=False)
+            else:
+                hidden_btc, loss = block(hidden_btc, span, *parts)
+            if loss is not None:
+                auxiliary_loss = loss if auxiliary_loss is None else auxiliary_loss + loss
+        if cache is not None:
+            cache.length = span.end
+        return self.norm(hidden_btc), auxiliary_loss
+
+    def _share(self, span: Span, hidden_btc: torch.Tensor) -> None:
+        """Computes once what all layers need: the rotation, and the mask or bias of the attention scores."""
+        device = hidden_btc.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_btc.dtype
+        like = torch.empty(0, dtype=dtype, device=hidden_btc.device)
+        span.rotation = self.position.rotation(span, self.blocks()[0].mixer.rotary_dim, like)
+        span.attention_mask = _attention_mask(span, hidden_btc.device)
+        bias_bhts = self.position.attention_bias(span, like)
+        if bias_bhts is not None:
+            visible = _causal_mask(span, hidden_btc.device) if span.attention_mask is None else span.attention_mask
+            span.attention_mask = bias_bhts.masked_fill(~visible, -torch.inf)
+        span.causal = span.attention_mask is None and span.length > 1
+
+
+def _span(input_ids_bt: torch.Tensor, cache: DecodingCache | None, padding_mask_bt: torch.Tensor | None) -> Span:
+    """Places a chunk behind its cache, whose padding mask it extends."""
+    batch, length = input_ids_bt.shape
+    start = 0 if cache is None else cache.length
+    if cache is not None:
+        cache.check_room(batch, length)
+    span = Span(start, length)
+    known_bs = None if cache is None else cache.padding_mask_bs
+    if padding_mask_bt is None and known_bs is None:
+        return span
+    if padding_mask_bt is None:
+        span.padding_mask_bt = torch.ones(batch, length, dtype=torch.bool, device=input_ids_bt.device)
+    else:
+        span.padding_mask_bt = padding_mask_bt.bool()
+    real_bs = span.padding_mask_bt
+    if cache is not None:
+        if known_bs is None:
+            known_bs = torch.ones(batch, cache.max_length, dtype=torch.bool, device=input_ids_bt.device)
+            cache.padding_mask_bs = known_bs
+        known_bs[:, start : span.end] = span.padding_mask_bt
+        real_bs = known_bs[:, : span.end]
+    span.key_real_bs = real_bs
+    span.key_positions_bs = (real_bs.long().cumsum(dim=1) - 1).clamp_min(0)
+    span.positions_bt = span.key_positions_bs[:, start:]
+    return span
+
+
+def _causal_mask(span: Span, device: torch.device) -> torch.Tensor:
+    """True where key s is not later than query t, `[1, 1, T, S]`."""
+    queries = torch.arange(span.start, span.end, device=device)
+    return (torch.arange(span.end, device=device) <= queries[:, None])[None, None]
+
+
+def _attention_mask(span: Span, device: torch.device) -> torch.Tensor | None:
+    """Boolean mask broadcastable to `[B, H, T, S]`; None where the causal flag, or a single query, says it all."""
+    if span.key_real_bs is None:
+        return None if span.start == 0 or span.length == 1 else _causal_mask(span, device)
+    causal = _causal_mask(span, device)
+    # a padding token sees itself, so that no row of the softmax is empty
+    itself = torch.eye(span.length, span.end, dtype=torch.bool, device=device).roll(span.start, dims=1)
+    return causal & (span.key_real_bs[:, None, None, :] | itself)

@@ -1,0 +1,186 @@
+"""What the decoder asks of its components.
+
+Shape suffixes used in this package: B sequences, T tokens of this pass, S keys (cached tokens and this pass), C hidden
+size, H query heads, K key-value heads, G = H / K, D head size, I intermediate size, E experts, V vocabulary, N = B T.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+
+from efficientllm.config.options import checked_options
+from efficientllm.config.schema import Section
+from efficientllm.models.config import DecoderConfig
+
+LayerState: TypeAlias = dict[str, torch.Tensor]
+"""What one layer keeps between decoding steps: preallocated tensors whose first dimension is the batch."""
+
+Rotation: TypeAlias = tuple[torch.Tensor, torch.Tensor]
+"""Cosines and sines (negative in the first half of a head), each broadcastable to `[B, T, H, D]`."""
+
+
+@dataclass
+class Span:
+    """The tokens that one forward pass computes, and what all its layers share.
+
+    Args:
+        start: Tokens already in the cache.
+        length: Tokens of this pass.
+        padding_mask_bt: True where a token of this pass is real; None where all are.
+        positions_bt: Position of each token, counting real ones only; None where it is `start`, `start + 1`, ...
+        key_positions_bs: The same of every key, cached ones included; None as above.
+        key_real_bs: Whether each key is a real token; None where all are.
+        causal: Whether attention is plain causal attention of this pass to itself, with no mask beside it.
+        attention_mask: Boolean mask (True = attends) or additive scores, broadcastable to `[B, H, T, S]`, or None.
+        rotation: The rotation of queries and keys at these positions, or None.
+    """
+
+    start: int
+    length: int
+    padding_mask_bt: torch.Tensor | None = None
+    positions_bt: torch.Tensor | None = None
+    key_positions_bs: torch.Tensor | None = None
+    key_real_bs: torch.Tensor | None = None
+    causal: bool = True
+    attention_mask: torch.Tensor | None = None
+    rotation: Rotation | None = None
+
+    @property
+    def end(self) -> int:
+        """Number of keys S: the cached tokens and this pass."""
+        return self.start + self.length
+
+
+class NoOptions(Section):
+    """A component without parameters of its own."""
+
+
+class Component(nn.Module):
+    """Base of mixers, positional encodings and feed-forward layers.
+
+    Args:
+        config: The decoder's configuration.
+    """
+
+    kind: str
+    Options: type[Section] = NoOptions
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.options: Any = self.checked_options(config)
+
+    @classmethod
+    def checked_options(cls, config: DecoderConfig) -> Any:
+        """Validates the component's own block of parameters.
+
+        Raises:
+            ParameterError: One is unknown, missing or out of range.
+        """
+        return checked_options(cls.Options, getattr(config, f"{cls.kind}_options"), cls.kind)
+
+    def residual_projections(self) -> list[torch.Tensor]:
+        """Lists the weights that write to the residual stream; their initial scale shrinks with depth."""
+        return []
+
+    def initialize(self) -> None:
+        """Draws weights that do not follow the decoder's law: matrices normal, vectors one."""
+
+    def active_parameters(self) -> int:
+        """Number of parameters that take part in computing one token."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+
+class Mixer(Component, ABC):
+    """Mixes information along the sequence."""
+
+    kind = "mixer"
+    rotary_dim: int = 0
+    """Width of the part of a head that a positional encoding may rotate; 0 where there is none."""
+
+    @abstractmethod
+    def forward(self, hidden_btc: torch.Tensor, span: Span, state: LayerState | None) -> torch.Tensor:
+        """Mixes a chunk of tokens with each other and with those in the state, which it updates in place."""
+
+    @abstractmethod
+    def new_cache(self, batch_size: int, max_length: int, dtype: torch.dtype, device: Any) -> LayerState:
+        """Allocates the layer's state for sequences of up to `max_length` tokens."""
+
+    @abstractmethod
+    def flops_per_token(self, context: float) -> float:
+        """Forward FLOPs for one token that sees `context` tokens; a multiply and an add are two."""
+
+    @abstractmethod
+    def cache_elements_per_token(self) -> int:
+        """Numbers that the state grows by with each token; 0 for a recurrent state."""
+
+
+class Feedforward(Component, ABC):
+    """Transforms each token."""
+
+    kind = "feedforward"
+
+    @abstractmethod
+    def forward(
+        self, hidden_btc: torch.Tensor, span: Span, state: LayerState | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Returns the transformed tokens `[B, T, C]`, and a weighted auxiliary loss or None."""
+
+    @abstractmethod
+    def flops_per_token(self) -> float:
+        """Forward FLOPs for one token."""
+
+    def new_cache(self, batch_size: int, max_length: int, dtype: torch.dtype, device: Any) -> LayerState:
+        """Allocates the layer's state; most feed-forward layers keep none."""
+        del batch_size, max_length, dtype, device
+        return {}
+
+
+class Position(Component):
+    """Tells tokens where they stand, by one of three hooks; each default leaves things as they are."""
+
+    kind = "position"
+
+    def embed(self, hidden_btc: torch.Tensor, span: Span) -> torch.Tensor:
+        """Marks the embeddings."""
+        del span
+        return hidden_btc
+
+    def rotation(self, span: Span, rotary_dim: int, like: torch.Tensor) -> Rotation | None:
+        """Returns the rotation of queries and keys of width `rotary_dim`, in the type and on the device of `like`."""
+        del span, rotary_dim, like
+        return None
+
+    def attention_bias(self, span: Span, like: torch.Tensor) -> torch.Tensor | None:
+        """Returns scores `[B or 1, H, T, S]` that are added to the attention's."""
+        del span, like
+        return None
+
+
+class Block(nn.Module, ABC):
+    """One residual layer.
+
+    Args:
+        config: The decoder's configuration.
+        layer: The block's index.
+    """
+
+    mixer: Mixer
+    feedforward: Feedforward
+
+    def __init__(self, config: DecoderConfig, layer: int) -> None:
+        super().__init__()
+        del config, layer
+
+    @abstractmethod
+    def forward(
+        self, hidden_btc: torch.Tensor, span: Span, mixer_state: LayerState | None, feedforward_state: LayerState | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Returns the residual stream after the layer, and a weighted auxiliary loss or None."""
+
+    @staticmethod
+    @abstractmethod
+    def final_norm(config: DecoderConfig) -> nn.Module:
+        """Builds the norm between the last block and the output head."""

@@ -1,0 +1,1 @@
+"""Sequence mixers; each module exposes COMPONENT."""

@@ -1,0 +1,1 @@
+"""Positional encodings; each module exposes COMPONENT."""

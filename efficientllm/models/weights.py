@@ -1,0 +1,109 @@
+"""Stored decoders: `config.json` and `model.safetensors`, in the form that Transformers' Auto classes read too."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from efficientllm.errors import ArtifactError
+from efficientllm.files import read_json, write_bytes, write_json
+from efficientllm.models.config import DecoderConfig
+from efficientllm.models.decoder import Decoder
+
+MODEL_TYPE = "efficientllm"
+ARCHITECTURE = "EfficientLLMForCausalLM"
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+
+_PREFIX = "decoder."
+_REMEDY = "run `dvc repro`, or `dvc checkout` where it is in the cache"
+
+
+def save_decoder(folder: Path, decoder: Decoder) -> None:
+    """Writes a decoder; the same weights give the same bytes.
+
+    Args:
+        folder: Existing or new folder.
+        decoder: The model, on any device.
+
+    Raises:
+        ArtifactError: The folder cannot be written.
+    """
+    from safetensors.torch import save
+
+    tensors = {
+        _PREFIX + name: tensor.detach().cpu().contiguous() for name, tensor in sorted(decoder.state_dict().items())
+    }
+    dtype = str(decoder.embed_tokens.weight.dtype).removeprefix("torch.")
+    description = {"model_type": MODEL_TYPE, "architectures": [ARCHITECTURE], "dtype": dtype}
+    write_json(folder / CONFIG_FILE, {**description, **decoder.config.to_dict()})
+    write_bytes(folder / WEIGHTS_FILE, save(tensors, metadata={"format": "pt"}))
+
+
+def read_config(folder: Path) -> DecoderConfig:
+    """Reads the configuration of a stored decoder.
+
+    Raises:
+        ArtifactError: The file is missing, damaged, or describes another kind of model.
+    """
+    path = folder / CONFIG_FILE
+    content = read_json(path)
+    if not isinstance(content, dict) or content.get("model_type") != MODEL_TYPE:
+        raise ArtifactError(f"{path} does not describe a model of EfficientLLM (model_type {MODEL_TYPE!r})")
+    if content.get("quantization_config") is not None:
+        raise ArtifactError(f"{path} describes a quantized model: load it with {ARCHITECTURE}.from_pretrained")
+    # Transformers adds fields of its own; those are not ours to judge
+    known = set(DecoderConfig.field_names())
+    try:
+        return DecoderConfig.from_dict({name: value for name, value in content.items() if name in known})
+    except ArtifactError as error:
+        raise ArtifactError(f"{path}: {error}") from error
+
+
+def load_decoder(folder: Path, *, device: Any = "cpu", dtype: torch.dtype | None = None) -> Decoder:
+    """Loads a stored decoder.
+
+    Args:
+        folder: What `save_decoder` or Transformers' `save_pretrained` wrote.
+        device: Where to put it.
+        dtype: Type of the weights; by default the stored one.
+
+    Raises:
+        ArtifactError: A file is missing, truncated, or the two do not fit each other.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    config = read_config(folder)
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        raise ArtifactError(f"{path} is missing: {_REMEDY}")
+    with torch.device("meta"):
+        decoder = Decoder(config)
+    try:
+        stored = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(f"{path} is damaged ({error}): delete it and {_REMEDY}") from error
+    _check_fit(path, decoder, stored)
+    # copied, since tensors of a mapped file would fault in page by page during whatever is measured later
+    tensors = {
+        name.removeprefix(_PREFIX): tensor.to(device=device, dtype=dtype, copy=True) for name, tensor in stored.items()
+    }
+    decoder.load_state_dict(tensors, assign=True)
+    return decoder
+
+
+def _check_fit(path: Path, decoder: Decoder, stored: dict[str, torch.Tensor]) -> None:
+    """Checks names and shapes against the configuration.
+
+    Raises:
+        ArtifactError: They differ; the message names the first that does.
+    """
+    expected = {_PREFIX + name: tuple(tensor.shape) for name, tensor in decoder.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in stored.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise ArtifactError(
+                f"{path} does not fit its {CONFIG_FILE}: {name} is {found.get(name, 'absent')} in the file and "
+                f"{expected.get(name, 'absent')} in the configuration; delete the folder and {_REMEDY}"
+            )

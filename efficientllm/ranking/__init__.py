@@ -1,0 +1,1 @@
+"""Normalization, ranks, ties and tiers, and the tables that carry them."""

@@ -1,0 +1,71 @@
+"""Ranks within one group and metric, and which of them the measurement cannot tell apart."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from efficientllm.metrics import Direction
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A point estimate and its 95 % interval.
+
+    Args:
+        value: The point estimate.
+        low: Lower end of the interval; None where there is one repeat only, or nothing random to repeat.
+        high: Upper end of the interval; None together with `low`.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    def overlaps(self, other: "Estimate") -> bool:
+        """Says whether the two closed intervals share a point; see `ties` for what an interval is here."""
+        (low, high), (other_low, other_high) = self._bounds(), other._bounds()
+        return low <= other_high and other_low <= high
+
+    def _bounds(self) -> tuple[float, float]:
+        ends = [end for end in (self.low, self.value, self.high) if end is not None]
+        return min(ends), max(ends)
+
+
+def ranks(values: Sequence[float | None], direction: Direction) -> list[int | None]:
+    """Ranks the point estimates: 1 is the best, equal values share a rank and the next rank is skipped (1, 2, 2, 4).
+
+    Args:
+        values: Point estimates; None where a row has none, which then has no rank.
+        direction: Which direction is better.
+
+    Returns:
+        The ranks in the given order.
+    """
+    known = [value for value in values if value is not None]
+    return [
+        None if value is None else 1 + sum(other > value if direction == "higher" else other < value for other in known)
+        for value in values
+    ]
+
+
+def ties(estimates: Sequence[Estimate | None]) -> list[tuple[int, ...]]:
+    """Lists, for each row, the rows that it is tied with.
+
+    Two rows are tied when their 95 % intervals share at least one point. A value without an interval counts as an
+    interval of zero width, and an interval that leaves out its own point estimate is extended to it; so rows with equal
+    values are always tied. Being tied is not transitive: A and B, and B and C, may be tied while A and C are not. A tie
+    does not change a rank, which is that of the point estimate.
+
+    Args:
+        estimates: The rows of one group and metric; None where a row has no value, which is never tied.
+
+    Returns:
+        For each row the positions of the rows tied with it, in ascending order; empty where it stands alone.
+    """
+    return [
+        tuple(
+            position
+            for position, other in enumerate(estimates)
+            if position != own and estimate is not None and other is not None and estimate.overlaps(other)
+        )
+        for own, estimate in enumerate(estimates)
+    ]

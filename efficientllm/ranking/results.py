@@ -1,0 +1,279 @@
+"""The tidy tables of a run: one line per row and metric, then the ranks, then a summary for `dvc metrics show`."""
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from efficientllm import metrics, paths, registry
+from efficientllm.errors import ArtifactError
+from efficientllm.ranking.normalize import normalize
+from efficientllm.ranking.rank import Estimate, ranks, ties
+from efficientllm.ranking.tiers import Tier, tiers
+from efficientllm.records import Record, read_record
+
+RESULTS_FILE = "results.csv"
+RANKING_FILE = "ranking.csv"
+SUMMARY_FILE = "metrics.json"
+AVERAGE_RANK = "average_rank"
+"""Key of the overall column: the mean of a row's ranks."""
+
+_REFERENCE_SIZE = "medium"
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One metric of one row: a line of results.csv. A missing metric has a reason in place of a value."""
+
+    axis: str
+    group: str
+    technique: str
+    label: str
+    cell: str
+    size: str
+    metric: str
+    value: float | None
+    unit: str
+    direction: metrics.Direction
+    source: str | None = None
+    method: str | None = None
+    ci_low: float | None = None
+    ci_high: float | None = None
+    n: int | None = None
+    coefficient_of_variation: float | None = None
+    noisy: bool | None = None
+    window_s: float | None = None
+    missing_reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """The standing of one row in one metric: a line of ranking.csv.
+
+    `tied_with` names the techniques of the group whose 95 % interval overlaps this row's; `tied` says that there is one.
+    """
+
+    axis: str
+    group: str
+    technique: str
+    metric: str
+    value: float | None
+    normalized: float | None
+    rank: int | None
+    tied: bool
+    tier: Tier | None
+    tied_with: tuple[str, ...] = ()
+
+
+def read_records(rows: Iterable[registry.Row], root: Path = Path()) -> dict[tuple[str, str], Record]:
+    """Reads the records of the declared cells.
+
+    Args:
+        rows: Rows of the ranking; several may share a cell.
+        root: The repository's root.
+
+    Returns:
+        Records by axis and cell, in the rows' order.
+
+    Raises:
+        ArtifactError: A record is missing, breaks the contract, or describes another cell than its file's name says.
+    """
+    found: dict[tuple[str, str], Record] = {}
+    for row in rows:
+        if (row.axis, row.cell) in found:
+            continue
+        path = root / paths.record(row.axis, row.cell)
+        record = read_record(path)
+        if (record.axis, record.cell) != (row.axis, row.cell):
+            raise ArtifactError(f"{path} describes {record.axis}@{record.cell}: delete it and run `dvc repro` again")
+        found[row.axis, row.cell] = record
+    return found
+
+
+def tabulate(rows: Iterable[registry.Row], records: dict[tuple[str, str], Record]) -> list[Result]:
+    """Lists every metric of every row, in the order of the rows and of the metric registry.
+
+    Args:
+        rows: Rows of the ranking.
+        records: The record of each row's axis and cell.
+
+    Returns:
+        One result per row and metric. A failed cell has a result for each metric of its axis, with the failure as reason.
+    """
+    return [
+        _result(row, records[row.axis, row.cell], entry)
+        for row in rows
+        for entry in metrics.METRICS
+        if row.axis in entry.measured_on or entry.key in records[row.axis, row.cell].metrics
+    ]
+
+
+def _result(row: registry.Row, record: Record, entry: metrics.Metric) -> Result:
+    place = (row.axis, row.group, row.technique, row.label, row.cell, record.size, entry.key)
+    if record.status == "failed":
+        return Result(*place, None, entry.unit, entry.direction, missing_reason=f"failed: {record.reason}")
+    if entry.key in record.missing:
+        return Result(*place, None, entry.unit, entry.direction, missing_reason=record.missing[entry.key])
+    taken = record.metrics[entry.key]
+    return Result(
+        *place, taken.value, taken.unit, taken.direction, taken.source, taken.method, taken.ci_low, taken.ci_high,
+        taken.n, taken.coefficient_of_variation, taken.noisy, taken.window_s,
+    )  # fmt: skip
+
+
+def rank(results: Sequence[Result]) -> list[Ranked]:
+    """Ranks every group by every metric that is ranked on its axis, and by the average of these ranks.
+
+    Where some values of a column are measured and others modelled, only the measured ones are ranked: a model's error
+    is no difference between techniques. The average rank is the mean over the metrics in which every row with any rank
+    has one, so that all averages of a group are means of the same columns, with equal weights.
+
+    Args:
+        results: Output of `tabulate`.
+
+    Returns:
+        One line per row and ranked metric, then one per row for the average rank; group by group in the given order.
+    """
+    groups: dict[tuple[str, str], list[Result]] = {}
+    for result in results:
+        groups.setdefault((result.axis, result.group), []).append(result)
+    ranked: list[Ranked] = []
+    for (axis, _), members in groups.items():
+        columns = [
+            _rank_column([member for member in members if member.metric == entry.key], entry.direction)
+            for entry in metrics.ranked_metrics(axis)
+        ]
+        for column in columns:
+            ranked += column
+        ranked += _average(columns)
+    return ranked
+
+
+def _rank_column(column: list[Result], direction: metrics.Direction) -> list[Ranked]:
+    sources = {member.source for member in column if member.value is not None}
+    rankable = "measured" if "measured" in sources else "modelled"
+    values = [member.value if member.source == rankable else None for member in column]
+    estimates = [
+        None if value is None else Estimate(value, member.ci_low, member.ci_high)
+        for value, member in zip(values, column, strict=True)
+    ]
+    return _lines(column, values, normalize(values, direction), ranks(values, direction), ties(estimates))
+
+
+def _average(columns: list[list[Ranked]]) -> list[Ranked]:
+    by_row = list(zip(*columns, strict=True))
+    present = [lines for lines in by_row if any(line.rank is not None for line in lines)]
+    shared = [
+        position for position in range(len(columns)) if all(lines[position].rank is not None for lines in present)
+    ]
+    means: list[float | None] = [
+        fmean(line.rank for position in shared if (line := lines[position]).rank is not None)
+        if lines in present and shared
+        else None
+        for lines in by_row
+    ]
+    estimates = [None if mean is None else Estimate(mean) for mean in means]
+    members = [lines[0] for lines in by_row]
+    return _lines(members, means, normalize(means, "lower"), ranks(means, "lower"), ties(estimates), AVERAGE_RANK)
+
+
+def _lines(
+    members: Sequence[Result | Ranked],
+    values: Sequence[float | None],
+    normalized: Sequence[float | None],
+    standings: Sequence[int | None],
+    neighbours: Sequence[tuple[int, ...]],
+    metric: str | None = None,
+) -> list[Ranked]:
+    return [
+        Ranked(
+            member.axis, member.group, member.technique, metric or member.metric, value, scaled, standing,
+            bool(tied), tier, tuple(members[position].technique for position in tied),
+        )
+        for member, value, scaled, standing, tied, tier in zip(
+            members, values, normalized, standings, neighbours, tiers(standings), strict=True
+        )
+    ]  # fmt: skip
+
+
+def reference_size(results: Iterable[Result], axis: str) -> str | None:
+    """Returns the size at which an axis' techniques are compared with each other: medium, or the middle one present.
+
+    Args:
+        results: Output of `tabulate`.
+        axis: The axis.
+
+    Returns:
+        A size, or None where the axis has no rows.
+    """
+    present = {result.size for result in results if result.axis == axis}
+    ordered = [size for size in registry.SIZES if size in present] + sorted(present - set(registry.SIZES))
+    if _REFERENCE_SIZE in present:
+        return _REFERENCE_SIZE
+    return ordered[(len(ordered) - 1) // 2] if ordered else None
+
+
+def summarize(results: Sequence[Result]) -> dict[str, Any]:
+    """Picks the few numbers that `dvc metrics show` and `dvc exp show` put side by side.
+
+    Args:
+        results: Output of `tabulate`.
+
+    Returns:
+        Per axis, at its reference size: the performance metric of every technique, for quantization its perplexity and
+        energy per token too, and the lowest energy per token. A missing number is null, so that the keys are stable.
+    """
+    summary: dict[str, Any] = {}
+    for axis in registry.AXES:
+        size = reference_size(results, axis)
+        chosen = [result for result in results if result.axis == axis and result.size == size]
+        if not chosen:
+            continue
+        keys = [metrics.PERFORMANCE[axis]] + (["perplexity", "energy_per_token"] if axis == "quantize" else [])
+        # rows that share a cell are one number: pretraining is keyed by cell, the others by technique
+        figures: dict[str, Any] = {
+            key: {
+                (result.cell if axis == "pretrain" else result.technique): result.value
+                for result in chosen
+                if result.metric == key
+            }
+            for key in dict.fromkeys(keys)
+        }
+        if axis != "quantize":
+            energies = [result.value for result in chosen if result.metric == "energy_per_token"]
+            figures["lowest_energy_per_token"] = min((value for value in energies if value is not None), default=None)
+        summary[axis] = figures
+    return summary
+
+
+def to_csv(table: Sequence[Result] | Sequence[Ranked], kind: type[Result] | type[Ranked]) -> str:
+    """Renders lines as CSV with a header, one decimal point, no thousands separators, and empty cells for None.
+
+    Text that a spreadsheet would run as a formula (it begins with = + - @, tab or carriage return) gets a leading
+    apostrophe. Numbers are written so that they read back to the same value.
+
+    Args:
+        table: Lines of one kind.
+        kind: That kind; names the columns, also where there are no lines.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([field.name for field in fields(kind)])
+    for line in table:
+        writer.writerow([_cell(value) for value in astuple(line)])
+    return text.getvalue()
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    text = ";".join(value) if isinstance(value, tuple) else str(value)
+    return f"'{text}" if text.startswith(_FORMULA_STARTS) else text

@@ -1,0 +1,143 @@
+"""Everything that the report is made from, read once and checked."""
+
+import csv
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from efficientllm import paths, registry
+from efficientllm.config import Configuration
+from efficientllm.data.manifest import read_manifest
+from efficientllm.errors import ArtifactError
+from efficientllm.files import read_json
+from efficientllm.ranking.results import (
+    RANKING_FILE,
+    RESULTS_FILE,
+    Ranked,
+    Result,
+    rank,
+    read_records,
+    tabulate,
+    to_csv,
+)
+from efficientllm.records import Record
+from efficientllm.stage import failure
+
+CURVE_FILE = "curve.csv"
+_CURVE_COLUMNS = ("tokens", "loss", "validation_loss", "seconds", "joules")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A training run's telemetry; each list has one entry per logged step, None where nothing was logged.
+
+    Losses are in nats per token; `seconds` and `joules` count from the run's start.
+    """
+
+    tokens: list[float]
+    loss: list[float | None]
+    validation_loss: list[float | None]
+    seconds: list[float | None]
+    joules: list[float | None]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The inputs of the report.
+
+    Args:
+        rows: Rows of the ranking, in the table's order.
+        records: Records by axis and cell.
+        results: One line per row and metric.
+        ranking: One line per row and ranked metric.
+        hardware: Content of hardware.json.
+        manifest: Content of the data's manifest.
+        curves: Telemetry by axis and cell.
+        without_curve: Why a training cell has no curve, by axis and cell.
+        profile: Name of the profile.
+        method: The tuning method whose model was quantized.
+    """
+
+    rows: list[registry.Row]
+    records: dict[tuple[str, str], Record]
+    results: list[Result]
+    ranking: list[Ranked]
+    hardware: dict[str, Any]
+    manifest: dict[str, Any]
+    curves: dict[tuple[str, str], Curve]
+    without_curve: dict[tuple[str, str], str]
+    profile: str
+    method: str
+
+
+def collect(configuration: Configuration, root: Path = Path()) -> Evidence:
+    """Reads the records, telemetry, hardware and manifest of the declared cells.
+
+    Args:
+        configuration: The run's parameters.
+        root: The repository's root.
+
+    Raises:
+        ArtifactError: A file is missing or damaged, or the tables in results/ come from other records.
+    """
+    rows = configuration.rows()
+    records = read_records(rows, root)
+    results = tabulate(rows, records)
+    ranking = rank(results)
+    for name, expected in ((RESULTS_FILE, to_csv(results, Result)), (RANKING_FILE, to_csv(ranking, Ranked))):
+        _check_table(root / paths.RESULTS / name, expected)
+    hardware = read_json(root / paths.HARDWARE)
+    if not isinstance(hardware, dict):
+        raise ArtifactError(f"{paths.HARDWARE} is not a JSON object: run `dvc repro -f -s probe`")
+    curves: dict[tuple[str, str], Curve] = {}
+    without: dict[tuple[str, str], str] = {}
+    for axis, cell in records:
+        if axis == "quantize":  # nothing is trained there
+            continue
+        folder = root / paths.telemetry(axis, cell)
+        reason = failure(folder)
+        if reason is not None:
+            without[axis, cell] = f"failed: {reason}"
+        elif (folder / CURVE_FILE).exists():
+            curves[axis, cell] = read_curve(folder / CURVE_FILE)
+        else:
+            without[axis, cell] = "this run left no telemetry: nothing was trained"
+    chosen = configuration.parameters
+    return Evidence(
+        rows, records, results, ranking, hardware, read_manifest(root / paths.DATA), curves, without,
+        chosen.profile, chosen.method,
+    )  # fmt: skip
+
+
+def _check_table(path: Path, expected: str) -> None:
+    """Makes sure that the published table and the page say the same."""
+    try:
+        found = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path} cannot be read ({error}): run `dvc repro normalize`") from error
+    if found != expected:
+        raise ArtifactError(f"{path} does not follow from the records: run `dvc repro normalize`, then report again")
+
+
+def read_curve(path: Path) -> Curve:
+    """Reads a curve.csv.
+
+    Raises:
+        ArtifactError: A column is missing or a cell is no number; the message names the line.
+    """
+    reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))
+    if absent := [name for name in _CURVE_COLUMNS if name not in (reader.fieldnames or ())]:
+        raise ArtifactError(f"{path} has no column {', '.join(absent)}: delete its folder and run `dvc repro`")
+    columns: dict[str, list[float | None]] = {name: [] for name in _CURVE_COLUMNS}
+    for number, line in enumerate(reader, start=2):
+        for name in _CURVE_COLUMNS:
+            text = line[name]
+            try:
+                columns[name].append(float(text) if text else None)
+            except ValueError as error:
+                raise ArtifactError(f"{path}, line {number}: {name} is {text!r}, which is no number") from error
+    tokens = [value for value in columns.pop("tokens") if value is not None]
+    if any(len(column) != len(tokens) for column in columns.values()):
+        raise ArtifactError(f"{path}: a line has no token count: delete its folder and run `dvc repro`")
+    return Curve(tokens=tokens, **columns)

@@ -1,0 +1,166 @@
+"""The head of the report: the finding, the answers, the machine, and how much of it was measured."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from efficientllm import metrics, registry
+from efficientllm.ranking.rank import Estimate, ranks, ties
+from efficientllm.ranking.results import Result, reference_size
+from efficientllm.reporting.evidence import Evidence
+from efficientllm.reporting.tables import axes_of, scaled_estimate
+from efficientllm.reporting.text import column_scale, identifier, listing
+
+_THROUGHPUT = {"pretrain": "training_throughput", "tune": "sample_throughput", "quantize": "inference_throughput"}
+_ENERGY = "energy_per_token"
+_MEMORY = "accelerator_memory_utilization"
+_VERBS = {
+    "pretrain": "trains on the least energy per token",
+    "tune": "tunes on the least",
+    "quantize": "generates on the least",
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The best row of one question on one axis; `label` is None where nothing was measured.
+
+    `label` names every row that the cell serves, `short` the first of them only.
+    """
+
+    question: str
+    symbol: str
+    label: str | None = None
+    row_id: str | None = None
+    value: str | None = None
+    unit: str | None = None
+    interval: str | None = None
+    modelled: bool = False
+    tied_with: str = ""
+    short: str = ""
+    tied_with_short: str = ""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The answers of one axis: a card."""
+
+    axis: str
+    label: str
+    scope: str
+    answers: list[Answer]
+
+
+def answers(evidence: Evidence) -> list[Answers]:
+    """Finds the best row of each axis in energy per token, speed, memory and quality.
+
+    Only cells of the reference size are compared, so that a smaller model is no answer to a question about techniques.
+    """
+    cards = []
+    for axis in axes_of(evidence.rows):
+        size = reference_size(evidence.results, axis)
+        chosen = [result for result in evidence.results if result.axis == axis and result.size == size]
+        questions = (
+            ("Lowest energy per token", _ENERGY), ("Fastest", _THROUGHPUT[axis]), ("Smallest memory", _MEMORY),
+            ("Best quality", metrics.PERFORMANCE[axis]),
+        )  # fmt: skip
+        cards.append(
+            Answers(
+                axis, registry.AXIS_LABELS[axis], f"models of size {size}",
+                [_answer(question, key, chosen) for question, key in questions],
+            )
+        )  # fmt: skip
+    return cards
+
+
+def _answer(question: str, key: str, results: list[Result]) -> Answer:
+    entry = metrics.metric(key)
+    own = [result for result in results if result.metric == key and result.value is not None]
+    if measured := [result for result in own if result.source == "measured"]:
+        own = measured
+    # one candidate per cell: several rows may share it
+    candidates = list({result.cell: result for result in reversed(own)}.values())[::-1]
+    if not candidates:
+        return Answer(question, entry.symbol)
+    estimates = [
+        Estimate(result.value, result.ci_low, result.ci_high) for result in candidates if result.value is not None
+    ]
+    best = ranks([item.value for item in estimates], entry.direction).index(1)
+    winner = candidates[best]
+    scale = column_scale((result.value for result in candidates), entry.unit)
+    value, interval = scaled_estimate(winner, scale)
+    tied = [candidates[position] for position in ties(estimates)[best]]
+    return Answer(
+        question, entry.symbol, _labels(results, winner),
+        identifier("row", winner.axis, winner.group, winner.technique), value, scale.unit, interval,
+        winner.source == "modelled", listing(_labels(results, other) for other in tied),
+        winner.label, listing(other.label for other in tied),
+    )  # fmt: skip
+
+
+def _labels(results: list[Result], winner: Result) -> str:
+    same = (result.label for result in results if result.cell == winner.cell)
+    return " / ".join(dict.fromkeys(same))
+
+
+def finding(cards: Iterable[Answers]) -> str:
+    """Says in one sentence which techniques need the least energy per token."""
+    parts = []
+    scope = ""
+    for card in cards:
+        energy = card.answers[0]
+        if energy.label is None:
+            continue
+        scope = scope or card.scope
+        tied = f", not distinguishable from {energy.tied_with_short}" if energy.tied_with else ""
+        modelled = ", modelled" if energy.modelled else ""
+        parts.append(f"{energy.short} {_VERBS[card.axis]} ({energy.value} {energy.unit}{modelled}{tied})")
+    if not parts:
+        return "No energy per token could be established: each gap is listed with its reason below."
+    return f"Among {scope}, {listing(parts)}."
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Metrics of distinct cells, by how they came about."""
+
+    cells: int
+    failed: int
+    measured: int
+    modelled: int
+    missing: int
+
+
+def counts(evidence: Evidence) -> Counts:
+    """Counts each metric of each cell once, also where several rows share the cell."""
+    distinct = {(result.axis, result.cell, result.metric): result for result in evidence.results}.values()
+    return Counts(
+        cells=len(evidence.records),
+        failed=sum(record.status == "failed" for record in evidence.records.values()),
+        measured=sum(result.source == "measured" for result in distinct),
+        modelled=sum(result.source == "modelled" for result in distinct),
+        missing=sum(result.missing_reason is not None for result in distinct),
+    )
+
+
+def flatten(content: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Lists the leaves of nested JSON as dotted names and texts; null becomes "not known"."""
+    if isinstance(content, dict):
+        for key in sorted(content):
+            yield from flatten(content[key], f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(content, list) and any(isinstance(item, dict | list) for item in content):
+        for position, item in enumerate(content):
+            yield from flatten(item, f"{prefix}.{position}")
+    elif isinstance(content, list):
+        yield prefix, ", ".join(str(item) for item in content) or "none"
+    else:
+        yield prefix, "not known" if content is None else str(content)
+
+
+def revisions(evidence: Evidence) -> list[str]:
+    """Lists the git revisions of the records, those with uncommitted changes marked."""
+    found = {(record.provenance.git_revision, record.provenance.git_dirty) for record in evidence.records.values()}
+    return sorted(
+        (revision[:12] if revision else "not known") + (" with uncommitted changes" if dirty else "")
+        for revision, dirty in found
+    )

@@ -1,0 +1,105 @@
+"""Numbers as people read them: significant digits, prefixes, intervals."""
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from statistics import median
+
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+DASH = "\N{EN DASH}"
+"""Between the ends of a span, and in place of a value that is missing."""
+
+_TIMES, _MINUS = "\N{MULTIPLICATION SIGN}", "\N{MINUS SIGN}"
+_DIGITS = 3
+_MOST_DIGITS = 5
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A unit's prefix, one for a whole column: shown value = stored value x factor."""
+
+    factor: float
+    unit: str
+
+
+# the unit below each unit, and how many of it make one
+_SMALLER: dict[str, tuple[tuple[str, float], ...]] = {
+    "s": (("ms", 1e3), ("µs", 1e6)),
+    "J/token": (("mJ/token", 1e3), ("µJ/token", 1e6)),
+    "GiB": (("MiB", 1024.0), ("KiB", 1024.0**2)),
+    "W": (("mW", 1e3),),
+}
+
+
+def column_scale(values: Iterable[float | None], unit: str) -> Scale:
+    """Chooses the prefix under which a column's median is 0.1 or more.
+
+    Args:
+        values: The column's stored values.
+        unit: Their unit.
+
+    Returns:
+        The first prefix that is small enough; the stored unit where it has no prefixes.
+    """
+    sizes = [abs(value) for value in values if value]
+    chosen = Scale(1.0, unit)
+    for smaller, factor in _SMALLER.get(unit, ()):
+        if not sizes or median(sizes) * chosen.factor >= 0.1:
+            break
+        chosen = Scale(factor, smaller)
+    return chosen
+
+
+def number(value: float, digits: int = _DIGITS) -> str:
+    """Renders a number with so many significant digits, such as "0.0123", "1,230" or "1.23e-7" with a raised exponent."""
+    return _with_decimals(value, _decimals(value, digits))
+
+
+def estimate(value: float, low: float | None = None, high: float | None = None) -> tuple[str, str | None]:
+    """Renders a value and its interval with the same decimals: enough to see the interval's width, at most five digits.
+
+    Returns:
+        The value's text, and the interval's such as "8.21-8.27" with a long dash, or None where there is none.
+    """
+    digits = _DIGITS
+    if low is None or high is None:
+        return number(value), None
+    if high > low and value:
+        needed = math.floor(math.log10(abs(value))) - math.floor(math.log10(high - low)) + 1
+        digits = min(max(_DIGITS, needed), _MOST_DIGITS)
+    decimals = _decimals(value, digits)
+    return _with_decimals(value, decimals), f"{_with_decimals(low, decimals)}{DASH}{_with_decimals(high, decimals)}"
+
+
+def _decimals(value: float, digits: int) -> int:
+    """Decimals after the point for so many significant digits; negative to the left of it."""
+    # the exponent after rounding: 99.96 is 100 in three digits, not 100.0
+    return digits - 1 - int(f"{value:.{digits - 1}e}".partition("e")[2])
+
+
+def _with_decimals(value: float, decimals: int) -> str:
+    rounded = round(value, decimals)
+    if rounded and not 1e-4 <= abs(rounded) < 1e7:
+        exponent = math.floor(math.log10(abs(rounded)))
+        mantissa = f"{rounded / 10.0**exponent:.{max(0, min(decimals + exponent, _MOST_DIGITS))}f}"
+        return f"{mantissa}{_TIMES}10{str(exponent).translate(_SUPERSCRIPTS)}".replace("-", _MINUS)
+    return f"{rounded:,.{max(0, decimals)}f}".replace("-", _MINUS)
+
+
+def span(values: Iterable[float | int], unit: str = "") -> str:
+    """Renders the least and the greatest of some values, such as "0.5-1.2 s", or "2" where they are equal."""
+    found = sorted(values)
+    low, high = (str(end) if isinstance(end, int) else number(end) for end in (found[0], found[-1]))
+    return f"{low if low == high else f'{low}{DASH}{high}'} {unit}".strip()
+
+
+def listing(items: Iterable[str]) -> str:
+    """Joins names as prose does: "a", "a and b", "a, b and c"."""
+    names = list(items)
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def identifier(*parts: str) -> str:
+    """Builds an HTML id from names, such as "row-tune-small-lora"."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", "-".join(parts)).strip("-").lower()

@@ -1,0 +1,53 @@
+"""Small decoders for the tests of `models/`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from efficientllm.models.build import build_decoder
+from efficientllm.models.config import DecoderConfig
+from efficientllm.models.decoder import Decoder
+
+MOE = {"experts": 4, "experts_per_token": 2, "load_balancing_weight": 0.02}
+
+
+@pytest.fixture(scope="session")
+def make_config() -> Callable[..., DecoderConfig]:
+    """Returns a function that describes a tiny decoder with some fields changed."""
+
+    def make(**changes: Any) -> DecoderConfig:
+        fields: dict[str, Any] = {
+            "vocabulary_size": 61, "hidden_size": 32, "layers": 2, "heads": 4, "key_value_heads": 2,
+            "intermediate_size": 48, "context_length": 64, "tie_embeddings": True, "block": "pre_norm",
+            "mixer": "gqa", "position": "rope", "feedforward": "swiglu", "mixer_options": {}, "position_options": {},
+            "feedforward_options": MOE if changes.get("feedforward") == "moe" else {},
+        }  # fmt: skip
+        return DecoderConfig(**{**fields, **changes})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_decoder(make_config: Callable[..., DecoderConfig]) -> Callable[..., Decoder]:
+    """Returns a function that builds such a decoder, in evaluation mode, with weights large enough to tell errors."""
+
+    def make(**changes: Any) -> Decoder:
+        torch.manual_seed(0)
+        decoder = build_decoder(make_config(**changes)).eval()
+        with torch.no_grad():
+            for parameter in decoder.parameters():
+                if parameter.dim() > 1:
+                    parameter.mul_(5)
+                else:
+                    parameter.uniform_(0.5, 1.5)
+        return decoder
+
+    return make
+
+
+@pytest.fixture
+def tokens() -> torch.Tensor:
+    """Token ids `[3, 17]` of the tiny vocabulary."""
+    return torch.randint(61, (3, 17), generator=torch.Generator().manual_seed(1))

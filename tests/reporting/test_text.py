@@ -1,0 +1,47 @@
+# ruff: noqa: RUF001 - the signs under test are typographic
+"""Numbers as people read them."""
+
+import pytest
+
+from efficientllm.reporting.text import column_scale, estimate, identifier, listing, number, span
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0.00"), (1.0, "1.00"), (0.012345, "0.0123"), (8.2345, "8.23"), (1234.5, "1,230"), (99.96, "100"),
+        (-3.14159, "−3.14"), (1.234e-7, "1.23×10⁻⁷"), (1.5e9, "1.50×10⁹"), (16, "16.0"),
+    ],
+)  # fmt: skip
+def test_three_significant_digits(value, text) -> None:
+    assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "texts"),
+    [
+        ((8.2345,), ("8.23", None)),
+        ((8.2345, 8.1, 8.4), ("8.23", "8.10–8.40")),
+        ((8.2345, 8.2333, 8.2359), ("8.235", "8.233–8.236")),  # as many digits as show the interval's width
+        ((8.2345, 8.23449999, 8.23450001), ("8.2345", "8.2345–8.2345")),  # but five at most
+        ((27400.0, 26900.0, 27900.0), ("27,400", "26,900–27,900")),
+        ((0.0, 0.0, 0.0), ("0.00", "0.00–0.00")),
+    ],
+)
+def test_intervals_share_the_decimals_of_their_value(arguments, texts) -> None:
+    assert estimate(*arguments) == texts
+
+
+def test_one_prefix_per_column() -> None:
+    assert column_scale([0.082, 0.05, 0.3, None], "s").unit == "ms"
+    assert column_scale([0.82, 0.5, 0.3], "s").unit == "s"
+    assert column_scale([2e-5], "s").unit == "µs"
+    assert column_scale([0.01], "GiB").factor == 1024
+    assert column_scale([1e-9], "token/s").unit == "token/s"
+    assert column_scale([None], "s").unit == "s"
+
+
+def test_words() -> None:
+    assert [listing([]), listing(["a"]), listing(["a", "b"]), listing(["a", "b", "c"])] == ["", "a", "a and b", "a, b and c"]  # fmt: skip
+    assert (span([1.0, 1.0], "s"), span([2, 5]), span([0.5, 1.25], "s")) == ("1.00 s", "2–5", "0.500–1.25 s")
+    assert identifier("row", "tune-small", 'x" onload=') == "row-tune-small-x-onload"
