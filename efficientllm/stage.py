@@ -1,8 +1,9 @@
 """What every stage shares: one-line errors, exit codes, and cells that fail without stopping the others."""
 
+import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from efficientllm import paths, preload
@@ -53,20 +54,28 @@ def run_cell(axis: str, cell: str, inputs: list[Path], work: Callable[[], None])
         0, also for a cell that failed for lack of memory or of a data type: the pipeline goes on without it.
     """
     try:
-        for source in inputs:
-            if (reason := failure(source)) is not None:
-                raise CellFailure(f"{source} failed: {reason}")
-        work()
+        with cell_errors():
+            for source in inputs:
+                if (reason := failure(source)) is not None:
+                    raise CellFailure(f"{source} failed: {reason}")
+            work()
     except CellFailure as error:
         _record_failure(axis, cell, str(error))
-    except MemoryError:
-        _record_failure(axis, cell, "out of host memory")
+    return 0
+
+
+@contextlib.contextmanager
+def cell_errors() -> Iterator[None]:
+    """Turns running out of memory, on the device or the host, into a `CellFailure`."""
+    try:
+        yield
+    except MemoryError as error:
+        raise CellFailure("out of host memory") from error
     except RuntimeError as error:
         # torch is not imported here: its out-of-memory error is known by name
         if type(error).__name__ != "OutOfMemoryError" and "DefaultCPUAllocator: can't allocate" not in str(error):
             raise
-        _record_failure(axis, cell, f"out of memory: {str(error).splitlines()[0]}")
-    return 0
+        raise CellFailure(f"out of memory: {str(error).splitlines()[0]}") from error
 
 
 def _record_failure(axis: str, cell: str, reason: str) -> None:

@@ -99,6 +99,7 @@ class Shape(Section):
     intermediate_size: int = Field(ge=8)
     context_length: int = Field(ge=8)
     tie_embeddings: bool
+    embedding_deviation: float = Field(gt=0, description="standard deviation of the embedding's initial weights")
 
 
 class ArchitectureSettings(Section):
@@ -119,6 +120,7 @@ class TrainingSettings(Section):
     steps: int = Field(ge=1)
     warmup_steps: int = Field(ge=0)
     final_learning_rate_fraction: float = Field(ge=0, le=1)
+    embedding_learning_rate_scale: float = Field(gt=0, description="learning rate of the embedding over the others'")
     weight_decay: float = Field(ge=0)
     beta1: float = Field(gt=0, lt=1)
     beta2: float = Field(gt=0, lt=1)
@@ -163,9 +165,9 @@ class MeasureSettings(Section):
 
     warmup_seconds: float = Field(gt=0)
     warmup_calls: int = Field(ge=1)
-    latency_seconds: float = Field(gt=0)
-    latency_calls: int = Field(ge=2)
-    energy_seconds: float = Field(gt=0)
+    window_seconds: float = Field(gt=0, description="length of one window of time and energy")
+    window_calls: int = Field(ge=1, description="fewest calls of the workload in a window")
+    memory_calls: int = Field(ge=1)
     idle_seconds: float = Field(gt=0)
     repeats: int = Field(ge=1)
     cooldown_seconds: float = Field(ge=0)

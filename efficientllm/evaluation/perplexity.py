@@ -51,4 +51,5 @@ def spread_windows(windows: np.ndarray, limit: int) -> np.ndarray:
     """Takes at most `limit` windows, evenly spread over the split."""
     if len(windows) <= limit:
         return windows
-    return windows[np.linspace(0, len(windows) - 1, limit).round().astype(int)]
+    taken: np.ndarray = windows[np.linspace(0, len(windows) - 1, limit).round().astype(int)]
+    return taken

@@ -26,6 +26,7 @@ class DecoderConfig:
         mixer_options: The mixer's own parameters.
         position_options: The positional encoding's own parameters.
         feedforward_options: The feed-forward layer's own parameters.
+        embedding_deviation: Standard deviation of the embeddings' initial weights.
     """
 
     vocabulary_size: int
@@ -43,6 +44,7 @@ class DecoderConfig:
     mixer_options: dict[str, Any]
     position_options: dict[str, Any]
     feedforward_options: dict[str, Any]
+    embedding_deviation: float = 0.02
 
     @property
     def head_dim(self) -> int:

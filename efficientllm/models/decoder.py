@@ -33,7 +33,7 @@ class Decoder(nn.Module):
     """A causal language model.
 
     Weights are drawn from torch's default generator as in GPT-2: normal with deviation 0.02, and for the projections
-    that write to the residual stream 0.02 / sqrt(2 layers).
+    that write to the residual stream 0.02 / sqrt(2 layers); embeddings have the configured deviation.
 
     Args:
         config: Shape and components.
@@ -76,6 +76,8 @@ class Decoder(nn.Module):
             else:
                 nn.init.ones_(parameter)
         for module in self.modules():
+            if isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=self.config.embedding_deviation)
             if isinstance(module, Component):
                 module.initialize()
 

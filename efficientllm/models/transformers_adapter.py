@@ -51,6 +51,7 @@ class EfficientLLMConfig(PretrainedConfig):
     mixer_options: dict[str, Any] | None = None
     position_options: dict[str, Any] | None = None
     feedforward_options: dict[str, Any] | None = None
+    embedding_deviation: float = 0.02
     # the decoder ties its head itself: there is no second tensor that Transformers would have to tie
     tie_word_embeddings: bool = False
     use_cache: bool = True

@@ -10,17 +10,26 @@ from torch import nn
 from efficientllm.config.schema import TrainingSettings
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Splits the trainable parameters: matrices decay, vectors (norms, biases, magnitudes) do not.
+def parameter_groups(model: nn.Module, settings: TrainingSettings) -> list[dict[str, Any]]:
+    """Splits the trainable parameters: matrices decay; vectors (norms, biases, magnitudes) and embeddings do not.
+
+    An embedding's row gets a gradient only when its token occurs, and its scale is that of activations, not of a
+    matrix; so it wants a learning rate of its own (`embedding_learning_rate_scale`).
 
     Args:
         model: The model; frozen parameters are left out.
-        weight_decay: Decoupled weight decay of the matrices (Loshchilov and Hutter, arXiv 1711.05101).
+        settings: Supplies the matrices' decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101) and the scale.
     """
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in trainable if parameter.ndim >= 2]
+    embeddings = [parameter for parameter in trainable if id(parameter) in tables]
+    matrices = [parameter for parameter in trainable if parameter.ndim >= 2 and id(parameter) not in tables]
     vectors = [parameter for parameter in trainable if parameter.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [
+        {"params": embeddings, "weight_decay": 0.0, "lr_scale": settings.embedding_learning_rate_scale},
+        {"params": matrices, "weight_decay": settings.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
     return [group for group in groups if group["params"]]
 
 

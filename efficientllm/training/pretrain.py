@@ -69,7 +69,7 @@ def pretraining_trainer(configuration: Configuration, name: str, decoder: Decode
         return total / count
 
     rate = configuration.profile.architectures[name].learning_rate
-    task = TrainingTask(decoder, decoder, batch, evaluate, parameter_groups(decoder, settings.weight_decay), rate)
+    task = TrainingTask(decoder, decoder, batch, evaluate, parameter_groups(decoder, settings), rate)
     return Trainer(task, settings, device)
 
 

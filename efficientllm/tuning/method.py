@@ -10,7 +10,7 @@ from torch import nn
 
 from efficientllm.config.load import component_names
 from efficientllm.config.options import checked_options
-from efficientllm.config.schema import MethodSettings, Section
+from efficientllm.config.schema import MethodSettings, Section, TrainingSettings
 from efficientllm.errors import unknown_name
 from efficientllm.models.decoder import Decoder
 from efficientllm.training.optimizer import parameter_groups
@@ -67,10 +67,10 @@ class TuningMethod(ABC):
     def load(self, folder: Path, base: Path, *, device: Any = "cpu") -> Decoder:
         """Loads a tuned model for inference, its adapters merged into the weights."""
 
-    def groups(self, model: TunableModel, options: Any, weight_decay: float) -> list[dict[str, Any]]:
+    def groups(self, model: TunableModel, options: Any, training: TrainingSettings) -> list[dict[str, Any]]:
         """Parameter groups for the optimizer; a group's `lr_scale` multiplies the learning rate."""
         del options  # methods with several learning rates read theirs here
-        return parameter_groups(model.module, weight_decay)
+        return parameter_groups(model.module, training)
 
 
 def tuning_method(key: str) -> TuningMethod:

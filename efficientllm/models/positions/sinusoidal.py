@@ -1,10 +1,9 @@
 """Absolute sinusoidal positions (Vaswani et al. 2017, arXiv 1706.03762, sections 3.4 and 3.5).
 
-Embeddings are multiplied by sqrt(C) and the table is added: PE(p, 2i) = sin(p / 10000^(2i / C)), PE(p, 2i + 1) the
-cosine. Sines and cosines stand in two halves rather than alternating, which only permutes the channels.
+Embeddings are brought to unit variance and the table is added: PE(p, 2i) = sin(p / 10000^(2i / C)), PE(p, 2i + 1) the
+cosine. The paper's factor sqrt(C) is the same thing for embeddings drawn with variance 1 / C; here the factor is the
+inverse of the initial deviation, so that words and positions start out alike in size whatever it is. Sines and cosines stand in two halves rather than alternating, which only permutes the channels.
 """
-
-import math
 
 import torch
 
@@ -27,7 +26,7 @@ class SinusoidalPosition(Position):
         super().__init__(config)
         if config.hidden_size % 2:
             raise ParameterError(f"position 'sinusoidal' needs an even hidden_size, and it is {config.hidden_size}")
-        self._scale = math.sqrt(config.hidden_size)
+        self._scale = 1 / config.embedding_deviation
         self._table = PositionTable(_Waves(config.hidden_size), config.context_length)
 
     def embed(self, hidden_btc: torch.Tensor, span: Span) -> torch.Tensor:

@@ -1,0 +1,220 @@
+"""Energy by CodeCarbon, with what it measures and what it models kept apart.
+
+CodeCarbon reads NVML's energy counter for a GPU, and RAPL's for a CPU where that is readable. Without RAPL it models the
+CPU from its load, and it always models RAM as a constant. The ranked figure is the GPU's energy where the cell runs on a
+GPU, else the CPU package's; it says which it is, and whether it was measured or modelled. RAM is kept as information.
+"""
+
+import contextlib
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from efficientllm.errors import MeasurementError
+from efficientllm.measurement.nvml import NvmlDevice
+from efficientllm.records import Source
+
+if TYPE_CHECKING:
+    import torch
+
+JOULES_PER_KWH = 3.6e6
+COUNTER_TOLERANCE = 0.05
+"""Largest relative difference between CodeCarbon's and NVML's figure that is not flagged."""
+
+_MEASURING_MODES = {
+    "intel_rapl": "RAPL package counter",
+    "intel_power_gadget": "Power Gadget",
+    "windows_emi": "RAPL (EMI)",
+}
+_DEFAULT_COUNTRY = "USA"
+
+
+@dataclass
+class EnergyReading:
+    """One window.
+
+    Args:
+        seconds: Length of the window.
+        joules: The ranked figure.
+        components: Joules of `gpu`, `cpu` and `ram`, each whether measured or modelled.
+        counter_joules: NVML's own counter over the same window, where there is one.
+    """
+
+    seconds: float = 0.0
+    joules: float = 0.0
+    components: dict[str, float] = field(default_factory=dict)
+    counter_joules: float | None = None
+
+    @property
+    def watts(self) -> float:
+        """Mean power."""
+        return self.joules / self.seconds
+
+    @property
+    def counter_difference(self) -> float | None:
+        """Relative difference between CodeCarbon's joules and NVML's counter."""
+        return None if not self.counter_joules else abs(self.joules / self.counter_joules - 1)
+
+
+class EnergyMeter:
+    """Energy of this process' device over windows of time; one CodeCarbon tracker per process.
+
+    Args:
+        device: Where the cell runs.
+        country_iso_code: Three-letter code of the grid, for CodeCarbon's carbon intensity.
+        tracker: A started-once tracker to use instead of CodeCarbon's own (for tests).
+        nvml: The GPU's meters to use instead of NVML's own (for tests).
+    """
+
+    def __init__(
+        self,
+        device: "torch.device",
+        country_iso_code: str = _DEFAULT_COUNTRY,
+        *,
+        tracker: Any = None,
+        nvml: NvmlDevice | None = None,
+    ) -> None:
+        self.nvml = nvml or (NvmlDevice.of(device) if device.type == "cuda" else None)
+        self._tracker = tracker if tracker is not None else _offline_tracker(country_iso_code, self.nvml)
+        # the first window detects the hardware, which takes seconds and would be part of it
+        self._tracker.start_task("prime")
+        self._tracker.stop_task("prime")
+        modes = {type(hardware).__name__: getattr(hardware, "_mode", None) for hardware in self._tracker._hardware}
+        cpu_mode = modes.get("CPU")
+        self.component_methods = {
+            "gpu": "NVML energy counter" if "GPU" in modes else "none",
+            "cpu": _MEASURING_MODES.get(str(cpu_mode), f"model: {cpu_mode}") if "CPU" in modes else "none",
+            "ram": "model: constant power per memory module",
+        }
+        self.scope = "gpu" if self.nvml is not None else "cpu"
+        self.device_name = _name_of(device)
+        if self.scope == "gpu" and "GPU" not in modes:
+            raise MeasurementError("CodeCarbon does not see the GPU that the cell runs on: check that NVML works")
+
+    @property
+    def method(self) -> str:
+        """How the ranked figure is read."""
+        return f"CodeCarbon, {self.scope.upper()}: {self.component_methods[self.scope]}"
+
+    @property
+    def source(self) -> Source:
+        """Whether the ranked figure is measured or modelled."""
+        method = self.component_methods[self.scope]
+        return "modelled" if method.startswith("model") or method == "none" else "measured"
+
+    @contextlib.contextmanager
+    def window(self) -> Iterator[EnergyReading]:
+        """Measures the block; the reading is filled when it ends.
+
+        Raises:
+            MeasurementError: No energy was counted: a sensor does not work, and zero joules are no result.
+        """
+        reading = EnergyReading()
+        name = uuid.uuid4().hex
+        counter = self.nvml.joules() if self.nvml is not None else None
+        started = time.perf_counter()
+        self._tracker.start_task(name)
+        try:
+            yield reading
+        finally:
+            data = self._tracker.stop_task(name)
+            reading.seconds = time.perf_counter() - started
+        if self.nvml is not None and counter is not None:
+            after = self.nvml.joules()
+            reading.counter_joules = None if after is None else after - counter
+        energies = {part: getattr(data, f"{part}_energy") * JOULES_PER_KWH for part in ("gpu", "cpu", "ram")}
+        reading.components = energies
+        reading.joules = energies[self.scope]
+        if not reading.joules > 0:
+            raise MeasurementError(
+                f"{self.method} counted {reading.joules:g} J in {reading.seconds:.2f} s: the sensor does not work, or the "
+                "window (measure.window_seconds) is shorter than its period"
+            )
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator["RunningEnergy"]:
+        """Measures a long run that wants to know its energy so far; see `RunningEnergy`."""
+        running = RunningEnergy(self)
+        try:
+            yield running
+        finally:
+            running.close()
+
+
+class RunningEnergy:
+    """Energy since the beginning of a run, read now and then.
+
+    Args:
+        meter: The process' meter.
+    """
+
+    def __init__(self, meter: EnergyMeter) -> None:
+        self._meter = meter
+        self._total = 0.0
+        self._open()
+
+    def _open(self) -> None:
+        self._stack = contextlib.ExitStack()
+        self._reading = self._stack.enter_context(self._meter.window())
+
+    def joules(self) -> float:
+        """Joules so far."""
+        self.close()
+        self._open()
+        return self._total
+
+    def close(self) -> None:
+        """Ends the current window; a window too short to have counted anything adds nothing."""
+        with contextlib.suppress(MeasurementError):
+            self._stack.close()
+        self._total += self._reading.joules
+        self._reading = EnergyReading()
+
+
+def carbon_dioxide_grams(joules: float, country_iso_code: str) -> float:
+    """Converts energy to grams of CO2-equivalent by CodeCarbon's own offline data for a country's grid.
+
+    Raises:
+        MeasurementError: CodeCarbon has no data for the country.
+    """
+    from codecarbon.core.emissions import Emissions
+    from codecarbon.core.units import Energy
+    from codecarbon.external.geography import GeoMetadata
+    from codecarbon.input import DataSource
+
+    try:
+        kilograms = Emissions(DataSource()).get_country_emissions(
+            Energy.from_energy(kWh=joules / JOULES_PER_KWH), GeoMetadata(country_iso_code=country_iso_code)
+        )
+    except Exception as error:
+        raise MeasurementError(
+            f"CodeCarbon has no grid data for measure.country_iso_code {country_iso_code!r}"
+        ) from error
+    return float(kilograms) * 1000
+
+
+def _offline_tracker(country_iso_code: str, nvml: NvmlDevice | None) -> Any:
+    """CodeCarbon without network, files or messages."""
+    from codecarbon import OfflineEmissionsTracker
+
+    return OfflineEmissionsTracker(
+        country_iso_code=country_iso_code,
+        save_to_file=False,
+        allow_multiple_runs=True,
+        log_level="critical",
+        measure_power_secs=0.5,
+        tracking_mode="machine",
+        **({} if nvml is None else {"gpu_ids": [nvml.index()]}),
+    )
+
+
+def _name_of(device: "torch.device") -> str:
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name(device)
+    from efficientllm.measurement.hardware import cpu_model
+
+    return cpu_model()

@@ -1,0 +1,95 @@
+"""Quality of a cell's model on held-out text and on the task, with bootstrap intervals over windows and examples."""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from efficientllm import paths
+from efficientllm.config import Configuration
+from efficientllm.data.manifest import read_manifest
+from efficientllm.data.packing import evaluation_windows, open_split
+from efficientllm.data.prompts import encode_questions
+from efficientllm.evaluation.perplexity import spread_windows, window_losses
+from efficientllm.evaluation.task import score_questions
+from efficientllm.measurement.statistics import bootstrap_interval, single
+from efficientllm.models.decoder import Decoder
+from efficientllm.records import Value
+
+
+def perplexity_values(configuration: Configuration, decoder: Decoder, device: torch.device) -> dict[str, Value]:
+    """Perplexity and bits per byte of the test split.
+
+    Args:
+        configuration: The run's parameters.
+        decoder: The model, in evaluation mode.
+        device: Where it lies.
+    """
+    settings = configuration.profile.measure
+    windows = evaluation_windows(
+        open_split(paths.DATA, "test"), configuration.profile.pretrain.training.sequence_length
+    )
+    taken = spread_windows(windows, settings.perplexity_windows)
+    losses = window_losses(decoder, taken, settings.evaluation_batch_size, device)
+    interval = _ratio_interval(losses.nats, losses.tokens)
+    test = read_manifest(paths.DATA)["splits"]["test"]
+    bits = test["tokens"] / test["bytes"] / math.log(2)
+    method = f"{len(taken)} of {len(windows)} windows of {windows.shape[1] - 1} tokens, evenly spread; bootstrap over windows"
+    return {
+        "perplexity": single(
+            "perplexity", math.exp(losses.mean), method=method, n=len(taken),
+            interval=(math.exp(interval[0]), math.exp(interval[1])),
+        ),
+        "bits_per_byte": single(
+            "bits_per_byte", losses.mean * bits, method=method, n=len(taken),
+            interval=(interval[0] * bits, interval[1] * bits),
+        ),
+    }  # fmt: skip
+
+
+def task_values(
+    configuration: Configuration, decoder: Decoder, device: torch.device
+) -> tuple[dict[str, Value], dict[str, Any], np.ndarray]:
+    """Accuracy and loss on the task's test examples.
+
+    Args:
+        configuration: The run's parameters.
+        decoder: The model, in evaluation mode.
+        device: Where it lies.
+
+    Returns:
+        The values; accuracy and majority class of each group of examples, as information; and 1.0 or 0.0 for each
+        example, as it was answered rightly or not.
+    """
+    settings = configuration.profile.measure
+    questions = encode_questions(paths.DATA, "test", configuration.profile.tune.training.sequence_length)
+    scores = score_questions(decoder, questions, settings.evaluation_batch_size, pad_token=0, device=device)
+    method = f"{len(questions)} test examples, candidates by mean log-likelihood per token; bootstrap over examples"
+    accuracy = bootstrap_interval(scores.correct, lambda draws: draws.mean(axis=1))
+    values = {
+        "task_accuracy": single(
+            "task_accuracy", 100 * scores.accuracy, method=method, n=len(questions),
+            interval=(100 * accuracy[0], 100 * accuracy[1]),
+        ),
+        "task_loss": single(
+            "task_loss", scores.loss, method=method, n=len(questions), interval=_ratio_interval(scores.nats, scores.tokens),
+        ),
+    }  # fmt: skip
+    groups = np.array([question.group for question in questions])
+    facts = read_manifest(paths.DATA)["task"]["groups"]
+    information = {
+        str(group): {
+            "accuracy": 100 * float(scores.correct[groups == group].mean()),
+            "examples": int((groups == group).sum()),
+            "majority_accuracy": 100 * facts[group]["majority_accuracy"],
+        }
+        for group in sorted(set(groups.tolist()))
+    }
+    return values, information, scores.correct
+
+
+def _ratio_interval(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
+    """Interval of sum over count, resampling both together."""
+    pairs = np.stack([sums, counts], axis=1)
+    return bootstrap_interval(pairs, lambda draws: draws[..., 0].sum(axis=1) / draws[..., 1].sum(axis=1))

@@ -1,0 +1,136 @@
+"""The models that are measured: how each axis' cells are identified, loaded, trained on, and weighed."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from efficientllm import paths, registry
+from efficientllm.config import Configuration
+from efficientllm.errors import ArtifactError
+from efficientllm.measurement.safetensors_header import tensor_bytes
+from efficientllm.models.accounting import cache_bytes_per_token, count_parameters, flops_per_token, mean_causal_context
+from efficientllm.models.decoder import Decoder
+from efficientllm.models.weights import load_decoder
+from efficientllm.quantization.quantize import load_quantized, tuned_folder
+from efficientllm.records import ModelFacts
+from efficientllm.training.pretrain import pretraining_trainer
+from efficientllm.training.trainer import Trainer
+from efficientllm.tuning.tune import base_folder, load_tuned, prepare_model, tuning_trainer
+
+
+def identity(configuration: Configuration, axis: registry.Axis, cell: str) -> tuple[str, str]:
+    """Returns technique and size of a cell."""
+    if axis == "pretrain":
+        return cell, configuration.architecture(cell)[0].size
+    technique, size = cell.rsplit("-", 1)
+    return technique, size
+
+
+def load(axis: registry.Axis, cell: str, device: torch.device) -> Decoder:
+    """Loads a cell's model for inference.
+
+    Raises:
+        ArtifactError: The artifact is missing or damaged.
+        CellFailure: The hardware lacks the cell's type.
+    """
+    folder = paths.artifact(axis, cell)
+    if axis == "pretrain":
+        return load_decoder(folder, device=device).requires_grad_(False).eval()
+    return (load_tuned if axis == "tune" else load_quantized)(folder, device=device)
+
+
+def reference(configuration: Configuration, size: str, device: torch.device) -> Decoder:
+    """Loads the model that the quantized cells of a size are compared with: the tuned one, cast to bfloat16."""
+    return load_tuned(tuned_folder(configuration, size), device=device).to(torch.bfloat16)
+
+
+def trainer(configuration: Configuration, axis: registry.Axis, cell: str, device: torch.device) -> Trainer:
+    """Sets a cell's training up anew: its artifact's weights, a fresh optimizer, its own batch.
+
+    A tuning cell starts from the base model with fresh adapters, as its training did.
+    """
+    if axis == "pretrain":
+        decoder = load_decoder(paths.artifact(axis, cell), device=device).requires_grad_(True)
+        return pretraining_trainer(configuration, cell, decoder, device)
+    technique, size = identity(configuration, axis, cell)
+    model = prepare_model(configuration, technique, size, device)
+    return tuning_trainer(configuration, technique, size, model, device)
+
+
+def facts(configuration: Configuration, axis: registry.Axis, cell: str, decoder: Decoder, trainable: int) -> ModelFacts:
+    """Counts parameters, bytes and operations of a cell's model.
+
+    Args:
+        configuration: The run's parameters.
+        axis: The cell's axis.
+        cell: The cell's name.
+        decoder: The model as it is served.
+        trainable: Parameters that the cell's training moves; 0 where it is not trained.
+    """
+    counts = count_parameters(decoder.config)
+    element = decoder.embed_tokens.weight.element_size()
+    return ModelFacts(
+        parameters_total=counts.total,
+        parameters_active=counts.active,
+        parameters_trainable=trainable,
+        bytes_on_disk=stored_bytes(paths.artifact(axis, cell)),
+        bytes_in_memory=bytes_in_memory(decoder),
+        cache_bytes_per_token=cache_bytes_per_token(decoder.config, element),
+        flops_per_token=_flops(configuration, axis, decoder),
+    )
+
+
+def _flops(configuration: Configuration, axis: registry.Axis, decoder: Decoder) -> float:
+    """FLOPs per training token of a full training step, or per generated token at the middle of the served output."""
+    if axis == "quantize":
+        measure = configuration.profile.measure
+        context = measure.serving_prompt_length + measure.serving_output_length / 2
+        return flops_per_token(decoder.config, context, training=False)
+    profile = configuration.profile
+    length = (profile.pretrain if axis == "pretrain" else profile.tune).training.sequence_length
+    return flops_per_token(decoder.config, mean_causal_context(length), training=True)
+
+
+def stored_bytes(folder: Path) -> int:
+    """Bytes of all tensors that an artifact stores, without the files' headers.
+
+    Raises:
+        ArtifactError: The folder holds no weights.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ArtifactError(f"{folder} holds no .safetensors file: run `dvc repro` again")
+    return sum(tensor_bytes(path) for path in files)
+
+
+def base_bytes(size: str) -> int:
+    """Bytes of the full weights that a size is tuned from."""
+    return stored_bytes(base_folder(size))
+
+
+def bytes_in_memory(module: nn.Module) -> int:
+    """Bytes of parameters and buffers, and of the scales that bitsandbytes keeps beside packed weights."""
+    tensors: dict[int, torch.Tensor] = {}
+
+    def keep(value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            tensors[id(value)] = value
+        elif dataclasses.is_dataclass(value) or hasattr(value, "absmax"):
+            for part in vars(value).values():
+                keep(part)
+
+    for value in (*module.parameters(), *module.buffers()):
+        keep(value)
+        keep(getattr(value, "quant_state", None))
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def kernels(axis: registry.Axis) -> dict[str, str]:
+    """Names the implementations that run for the cells of an axis."""
+    names = {"attention": "torch scaled_dot_product_attention", "compilation": "none"}
+    if axis != "quantize":
+        names["optimizer"] = "torch fused AdamW"
+    return names

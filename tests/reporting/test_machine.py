@@ -1,0 +1,39 @@
+"""The machine line: what hardware.json states, what it does not, and what the records add."""
+
+from dataclasses import replace
+
+import factories
+import pytest
+
+from efficientllm.reporting.evidence import Evidence, collect
+from efficientllm.reporting.machine import machine_facts
+
+
+@pytest.fixture(scope="module")
+def evidence(tmp_path_factory) -> Evidence:
+    root = tmp_path_factory.mktemp("run")
+    return collect(factories.make_run(root), root)
+
+
+def test_facts_of_a_processor(evidence) -> None:
+    assert machine_facts(evidence) == [
+        ("device", "cpu"), ("CPU", "AMD EPYC 7B13"), ("cores", "2"), ("PyTorch", "2.13.0+cpu"),
+        ("revision", "2b6fdca12b6f"), ("profile", "cpu"),
+    ]  # fmt: skip
+
+
+def test_facts_of_a_graphics_card(evidence) -> None:
+    hardware = {"device": "cuda", "gpus": [{"name": "NVIDIA H100 80GB HBM3"}], "cpu": {"model": "x"}}
+    facts = dict(machine_facts(replace(evidence, hardware=hardware)))
+    assert facts["GPU"] == "NVIDIA H100 80GB HBM3"
+    assert facts["cores"] == "not known"
+    assert facts["PyTorch"] == "2.13.0"  # from the records
+
+
+def test_every_revision_is_named(evidence) -> None:
+    key, record = next(iter(evidence.records.items()))
+    other = record.model_copy(
+        update={"provenance": record.provenance.model_copy(update={"git_revision": None, "git_dirty": True})}
+    )
+    facts = dict(machine_facts(replace(evidence, records=evidence.records | {key: other})))
+    assert facts["revision"] == "2b6fdca12b6f, not known with uncommitted changes"
