@@ -277,9 +277,9 @@ def _become(request: dict[str, object], descriptors: list[int]) -> None:
     arguments = [str(argument) for argument in request["arguments"]]  # type: ignore[attr-defined]
     sys.argv = [str(request["module"]), *arguments]
     sys.path[0] = str(request["directory"])
-    sys.stdin, sys.stdout, sys.stderr = (
-        open(number, mode, buffering=1) for number, mode in ((0, "r"), (1, "w"), (2, "w"))
-    )
+    sys.stdin = os.fdopen(0, "r")
+    sys.stdout = os.fdopen(1, "w", buffering=1)
+    sys.stderr = os.fdopen(2, "w", buffering=1)
     for name in [name for name in sys.modules if name.split(".")[0] in ("efficientllm", "stages")]:
         del sys.modules[name]
     importlib.invalidate_caches()

@@ -62,8 +62,8 @@ def data_fingerprint(configuration: Configuration) -> dict[str, Any]:
     named = [data.tokenizer.path, data.task.path]
     if data.source == "files" and data.files is not None:
         for pattern in data.files.paths:
-            named += sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - the pattern may be absolute
-            or [pattern]
+            # not Path.glob: the pattern may be absolute
+            named += sorted(glob.glob(pattern, recursive=True)) or [pattern]  # noqa: PTH207
     hashes = {}
     for name in named:
         if name is None:

@@ -2,7 +2,8 @@
 
 Embeddings are brought to unit variance and the table is added: PE(p, 2i) = sin(p / 10000^(2i / C)), PE(p, 2i + 1) the
 cosine. The paper's factor sqrt(C) is the same thing for embeddings drawn with variance 1 / C; here the factor is the
-inverse of the initial deviation, so that words and positions start out alike in size whatever it is. Sines and cosines stand in two halves rather than alternating, which only permutes the channels.
+inverse of the initial deviation, so that words and positions start out alike in size whatever it is. Sines and cosines stand in two halves
+rather than alternating, which only permutes the channels.
 """
 
 import torch
