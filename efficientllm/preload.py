@@ -2,8 +2,8 @@
 
 Importing torch, Transformers and PEFT takes one to nine seconds, and a run of the pipeline starts some ninety processes
 that need them. On Linux the first of these starts a server that imports the libraries, and nothing else: it computes
-nothing, touches no device, and imports no module of this package but this one, so that edited code takes effect at
-once. Each cell is a new process, forked from the server: it has its own memory, its own threads and its own device
+nothing and touches no device, and what it has of this package is forgotten in every forked process, so that edited code
+takes effect at once. Each cell is a new process, forked from the server: it has its own memory, its own threads and its own device
 context, and dies with the stage that asked for it. The server ends by itself when it has been idle for a while.
 
 A server is used only by processes of the same user, interpreter, package versions, environment variables that matter
@@ -24,6 +24,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from types import FrameType
@@ -174,7 +175,8 @@ def serve(folder: str) -> None:
             return  # another server is there, or coming up
         for name in _LIBRARIES:
             importlib.import_module(name)
-        if _touched_a_device():
+        _detect_hardware()
+        if _touched_a_device() or threading.active_count() > 1:
             (place / "refused").touch()
             return
         path = place / "socket"
@@ -186,6 +188,19 @@ def serve(folder: str) -> None:
                 _Server(listener).run()
             finally:
                 path.unlink(missing_ok=True)
+
+
+def _detect_hardware() -> None:
+    """Lets CodeCarbon find out what machine this is, which takes seconds; forked processes inherit what it found.
+
+    With a GPU it would open NVML, which does not survive a fork: there each cell detects the hardware itself.
+    """
+    if not Path("/proc/driver/nvidia").exists():
+        from efficientllm.measurement.energy import offline_tracker
+
+        tracker = offline_tracker("USA")
+        tracker.start_task("detect")
+        tracker.stop_task("detect")
 
 
 def _touched_a_device() -> bool:

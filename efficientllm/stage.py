@@ -12,6 +12,14 @@ from efficientllm.files import read_json, whole_directory, write_json
 
 INTERRUPTED = 130
 
+_ENVIRONMENT = {
+    # spinning threads that share their cores with any other process slow each other down tenfold
+    "OMP_WAIT_POLICY": "PASSIVE",
+    # a progress bar for each of a hundred small files hides what matters
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
 
 def run_stage(main: Callable[[], int], *, preloaded: bool = False) -> int:
     """Runs a stage's main function and turns its errors into one line and an exit code.
@@ -24,6 +32,8 @@ def run_stage(main: Callable[[], int], *, preloaded: bool = False) -> int:
         The stage's exit code, 1 after an error that the user can mend, 130 after Ctrl-C. Any other exception is a
         defect of the program and keeps its traceback.
     """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)  # before any library is imported, which is when they are read
     module = getattr(sys.modules["__main__"], "__spec__", None)
     if preloaded and module is not None and preload.available():
         code = preload.run_preloaded(module.name)

@@ -6,6 +6,7 @@ GPU, else the CPU package's; it says which it is, and whether it was measured or
 """
 
 import contextlib
+import logging
 import time
 import uuid
 from collections.abc import Iterator
@@ -77,7 +78,7 @@ class EnergyMeter:
         nvml: NvmlDevice | None = None,
     ) -> None:
         self.nvml = nvml or (NvmlDevice.of(device) if device.type == "cuda" else None)
-        self._tracker = tracker if tracker is not None else _offline_tracker(country_iso_code, self.nvml)
+        self._tracker = tracker if tracker is not None else offline_tracker(country_iso_code, self.nvml)
         # the first window detects the hardware, which takes seconds and would be part of it
         self._tracker.start_task("prime")
         self._tracker.stop_task("prime")
@@ -195,10 +196,16 @@ def carbon_dioxide_grams(joules: float, country_iso_code: str) -> float:
     return float(kilograms) * 1000
 
 
-def _offline_tracker(country_iso_code: str, nvml: NvmlDevice | None) -> Any:
-    """CodeCarbon without network, files or messages."""
+def offline_tracker(country_iso_code: str, nvml: NvmlDevice | None = None) -> Any:
+    """Builds a CodeCarbon tracker without network, files or messages.
+
+    Args:
+        country_iso_code: Three-letter code of the grid.
+        nvml: The GPU to track; None tracks CPU and RAM, and every GPU there is.
+    """
     from codecarbon import OfflineEmissionsTracker
 
+    logging.getLogger("codecarbon").setLevel(logging.CRITICAL)  # it speaks before it reads its own log_level
     return OfflineEmissionsTracker(
         country_iso_code=country_iso_code,
         save_to_file=False,

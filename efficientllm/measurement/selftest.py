@@ -30,7 +30,8 @@ def energy_counter_works(device: "torch.device") -> dict[str, Any]:
         facts = nvml.facts()
         rate = _joules_and_integral(nvml, device)
     except MeasurementError as error:
-        return facts | {"energy_counter": {"works": False, "agrees_with_power": False, "reason": str(error)}}
+        failed = {"works": False, "agrees_with_power": False, "reason": str(error)}
+        return facts | {"energy_counter": failed}
     return facts | {"energy_counter": judge(*rate)}
 
 
@@ -42,10 +43,8 @@ def judge(counted: float | None, integrated: float) -> dict[str, Any]:
         integrated: Integral of the sampled power over the same time.
     """
     if counted is None or counted <= 0:
-        reason = (
-            "the device has no energy counter" if counted is None else "the energy counter does not rise under load"
-        )
-        return {"works": False, "agrees_with_power": False, "reason": reason}
+        fault = "the device has no energy counter" if counted is None else "the energy counter does not rise under load"
+        return {"works": False, "agrees_with_power": False, "reason": fault}
     agrees = abs(counted / integrated - 1) <= TOLERANCE
     reason = None if agrees else f"it differs from integrated power by more than {TOLERANCE:.0%}"
     return {"works": True, "agrees_with_power": agrees, "reason": reason}

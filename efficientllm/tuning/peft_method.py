@@ -3,6 +3,7 @@
 PEFT and Transformers are imported only when such a method is used, for their import takes seconds.
 """
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +47,9 @@ class PeftMethod(TuningMethod):
         from efficientllm.models.transformers_adapter import EfficientLLMForCausalLM
 
         model = EfficientLLMForCausalLM.from_pretrained(base).to(device)
-        module = get_peft_model(model, self._peft_config(options))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # between PEFT and Transformers, of no use to our users
+            module = get_peft_model(model, self._peft_config(options))
         return TunableModel(module, model.decoder)
 
     def save(self, model: TunableModel, folder: Path) -> None:

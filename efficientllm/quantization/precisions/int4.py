@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from efficientllm.config.schema import Section
-from efficientllm.errors import ArtifactError
+from efficientllm.errors import ArtifactError, CellFailure
 from efficientllm.models.decoder import Decoder
 from efficientllm.models.weights import save_decoder
 from efficientllm.quantization.precision import Precision
+
+_BLOCK = 64
 
 
 class Int4Options(Section):
@@ -34,6 +36,7 @@ class Int4Precision(Precision):
 
         from efficientllm.models.transformers_adapter import EfficientLLMForCausalLM
 
+        _check_shapes(decoder)
         dtype = getattr(torch, options.compute_type)
         quantization = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -57,6 +60,25 @@ class Int4Precision(Precision):
             raise ArtifactError(f"{folder} cannot be loaded ({error}): run `dvc repro` again") from error
         decoder: Decoder = model.decoder
         return decoder.requires_grad_(False).eval()
+
+
+def _check_shapes(decoder: Decoder) -> None:
+    """Refuses shapes that bitsandbytes' CPU kernel cannot multiply.
+
+    Raises:
+        CellFailure: A layer's width is no multiple of the block size, on a CPU whose kernel needs that.
+    """
+    import torch
+    from bitsandbytes.functional import has_avx512bf16
+
+    if torch.cuda.is_available() or not has_avx512bf16():
+        return
+    for name, module in decoder.named_modules():
+        if isinstance(module, torch.nn.Linear) and name != "lm_head" and module.in_features % _BLOCK:
+            raise CellFailure(
+                f"bitsandbytes' 4-bit CPU kernel needs widths that are multiples of {_BLOCK}, and {name} has "
+                f"{module.in_features}: change models.<size>.hidden_size or intermediate_size"
+            )
 
 
 PRECISION = Int4Precision("int4", Int4Options)
