@@ -42,7 +42,7 @@ _LIBRARIES = (
     "peft",
 )
 _DISTRIBUTIONS = ("torch", "numpy", "safetensors", "codecarbon", "transformers", "peft", "bitsandbytes")
-_PREFIXES = ("OMP_", "MKL_", "KMP_", "OPENBLAS_", "CUDA_", "NVIDIA_", "NCCL_", "TORCH", "PYTORCH_", "TRITON_", "HF_",
+_PREFIXES = ("OMP_", "GOMP_", "MKL_", "KMP_", "OPENBLAS_", "CUDA_", "NVIDIA_", "NCCL_", "TORCH", "PYTORCH_", "TRITON_", "HF_",
              "TRANSFORMERS_", "BNB_", "BITSANDBYTES_", "CODECARBON_", "LD_", "PYTHON", "MALLOC_", "GLIBC_")  # fmt: skip
 _NAMESPACES = ("net", "mnt", "pid", "user", "cgroup")
 

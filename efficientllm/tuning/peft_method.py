@@ -3,8 +3,9 @@
 PEFT and Transformers are imported only when such a method is used, for their import takes seconds.
 """
 
+import contextlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,8 +48,7 @@ class PeftMethod(TuningMethod):
         from efficientllm.models.transformers_adapter import EfficientLLMForCausalLM
 
         model = EfficientLLMForCausalLM.from_pretrained(base).to(device)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # between PEFT and Transformers, of no use to our users
+        with _silence():
             module = get_peft_model(model, self._peft_config(options))
         return TunableModel(module, model.decoder)
 
@@ -70,11 +70,20 @@ class PeftMethod(TuningMethod):
 
         try:
             model = EfficientLLMForCausalLM.from_pretrained(base).to(device)
-            merged = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+            with _silence():
+                merged = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
         except (OSError, ValueError, SafetensorError) as error:
             raise ArtifactError(f"{folder} cannot be loaded on {base} ({error}): run `dvc repro` again") from error
         decoder: Decoder = merged.decoder
         return decoder.requires_grad_(False).eval()
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Hides deprecation warnings that PEFT's calls to Transformers raise: nobody here can act on them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 def low_rank_config(options: LowRankOptions, **variant: Any) -> "PeftConfig":
