@@ -2,7 +2,7 @@
 
 A *cell* is one trained or quantized model, one DVC stage instance. Several rows may share a cell: the medium dense
 model is at once the GQA row, the RoPE row and the Transformer row. Adding a technique adds one `Row` here (or one
-`Method` or `Precision`) and one file under `models/`, `tuning/methods/` or `quantization/precisions/`.
+`Method` or `Precision`) and one file under `components/`, `tuning/methods/` or `quantization/precisions/`.
 """
 
 from collections.abc import Iterable

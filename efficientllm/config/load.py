@@ -46,7 +46,7 @@ def component_names(package: str) -> list[str]:
     """Lists the modules of a folder of interchangeable components, without importing them.
 
     Args:
-        package: Path below `efficientllm`, for example `models/mixers`.
+        package: Path below `efficientllm`, for example `components/mixers`.
     """
     folder = Path(__file__).parent.parent / package
     return sorted(module.name for module in pkgutil.iter_modules([str(folder)]))
@@ -186,7 +186,7 @@ def _check_architectures(parameters: Parameters, profile: Profile, profile_path:
             ("position", "positions"),
             ("feedforward", "feedforwards"),
         ):
-            known = component_names(f"models/{folder}")
+            known = component_names(f"components/{folder}")
             if getattr(choice, part) not in known:
                 raise unknown_name(f"{part} of architecture {name}", getattr(choice, part), known)
         if choice.size not in profile.models:

@@ -18,7 +18,7 @@ class Section(BaseModel):
 class Architecture(Section):
     """A pretraining run: which size it has, and which component stands in each place of the decoder.
 
-    The names are those of the modules in `efficientllm/models/{blocks,mixers,positions,feedforwards}`.
+    The names are those of the modules in `efficientllm/components/{blocks,mixers,positions,feedforwards}`.
     """
 
     size: str

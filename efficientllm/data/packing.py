@@ -1,10 +1,10 @@
 """Packed token files, read as memory maps, and the windows that training and evaluation take from them."""
 
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
+from efficientllm.data.order import batch_positions
 from efficientllm.errors import ArtifactError, DataError
 
 IGNORED = -100
@@ -63,11 +63,6 @@ def check_size(tokens: int, *, sequence_length: int, batch_size: int) -> None:
         )
 
 
-@lru_cache(maxsize=4)
-def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(count)
-
-
 def training_batch(tokens: np.ndarray, *, seed: int, step: int, batch_size: int, sequence_length: int) -> np.ndarray:
     """Returns a batch as a pure function of the seed and the step, so that resuming needs no state.
 
@@ -89,9 +84,7 @@ def training_batch(tokens: np.ndarray, *, seed: int, step: int, batch_size: int,
     """
     check_size(len(tokens), sequence_length=sequence_length, batch_size=batch_size)
     count = window_count(len(tokens), sequence_length)
-    positions = np.arange(step * batch_size, (step + 1) * batch_size)
-    windows = [_permutation(count, seed, int(position // count))[position % count] for position in positions]
-    starts = np.array(windows, np.int64) * sequence_length
+    starts = np.array(batch_positions(count, batch_size, step, seed), np.int64) * sequence_length
     return np.asarray(tokens[starts[:, None] + np.arange(sequence_length + 1)], np.int64)
 
 

@@ -1,6 +1,6 @@
 """Looks a decoder's components up by the name of their module, and imports no other's.
 
-Each module of `models/{blocks,mixers,positions,feedforwards}` exposes its class as `COMPONENT`.
+Each module of `components/{blocks,mixers,positions,feedforwards}` exposes its class as `COMPONENT`.
 """
 
 import importlib
@@ -25,7 +25,7 @@ def component(kind: Kind, name: str) -> Any:
     Raises:
         ParameterError: There is no such component.
     """
-    known = component_names(f"models/{kind}s")
+    known = component_names(f"components/{kind}s")
     if name not in known:
         raise unknown_name(kind, name, known)
-    return importlib.import_module(f"efficientllm.models.{kind}s.{name}").COMPONENT
+    return importlib.import_module(f"efficientllm.components.{kind}s.{name}").COMPONENT

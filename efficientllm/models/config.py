@@ -19,10 +19,10 @@ class DecoderConfig:
         intermediate_size: Hidden width of the feed-forward layer, or of each expert.
         context_length: Longest sequence that the model is made for.
         tie_embeddings: Whether the output head is the embedding matrix.
-        block: Module of `models/blocks`.
-        mixer: Module of `models/mixers`.
-        position: Module of `models/positions`.
-        feedforward: Module of `models/feedforwards`.
+        block: Module of `components/blocks`.
+        mixer: Module of `components/mixers`.
+        position: Module of `components/positions`.
+        feedforward: Module of `components/feedforwards`.
         mixer_options: The mixer's own parameters.
         position_options: The positional encoding's own parameters.
         feedforward_options: The feed-forward layer's own parameters.

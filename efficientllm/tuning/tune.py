@@ -8,6 +8,7 @@ import torch
 
 from efficientllm import paths
 from efficientllm.config import Configuration
+from efficientllm.data.order import batch_positions
 from efficientllm.data.packing import IGNORED
 from efficientllm.data.prompts import EncodedExample, collate, encode_split
 from efficientllm.device import select_device
@@ -17,7 +18,6 @@ from efficientllm.models.decoder import Decoder
 from efficientllm.registry import base_architecture, cell_name
 from efficientllm.training.fingerprint import fingerprint
 from efficientllm.training.losses import token_losses
-from efficientllm.training.order import epoch_order
 from efficientllm.training.run import train
 from efficientllm.training.trainer import Batch, Trainer, TrainingTask
 from efficientllm.tuning.method import TunableModel, tuning_method
@@ -60,7 +60,7 @@ def tuning_trainer(
     held_out = encode_split(paths.DATA, "validation", settings.sequence_length)[: settings.evaluation_sequences]
 
     def batch(index: int) -> Batch:
-        order = epoch_order(len(examples), settings.batch_size, index, configuration.parameters.seed)
+        order = batch_positions(len(examples), settings.batch_size, index, configuration.parameters.seed)
         return collated([examples[position] for position in order])
 
     task = TrainingTask(

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from efficientllm.components.feedforwards.moe import MixtureOfExperts
 from efficientllm.errors import ParameterError
 from efficientllm.models.build import build_decoder
-from efficientllm.models.feedforwards.moe import MixtureOfExperts
 from efficientllm.models.interfaces import Span
 
 

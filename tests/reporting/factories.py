@@ -131,11 +131,16 @@ def make_run(root: Path, change: Callable[[Record], Record] = lambda record: rec
 
 def make_hardware() -> dict[str, Any]:
     return {
-        "device": "cpu",
-        "cpu": {"model": "AMD EPYC 7B13", "cores_allowed": 2, "threads": 2},
-        "gpu": None,
-        "software": {"torch": "2.13.0+cpu", "python": "3.11.9"},
-        "energy": {"cpu": "modelled from load: no RAPL in this virtual machine"},
+        "cpu": {
+            "model": "AMD EPYC 7B13",
+            "allowed_cores": 2,
+            "instruction_sets": ["avx2"],
+            "rapl": {"readable": False, "reason": "this system shows no RAPL counter"},
+        },
+        "gpus": [],
+        "ram_limit_gib": 23.5,
+        "software": {"torch": "2.13.0+cpu", "python": "3.11.9", "cuda": None},
+        "system": {"platform": "linux", "machine": "x86_64"},
     }
 
 

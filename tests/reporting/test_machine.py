@@ -17,13 +17,13 @@ def evidence(tmp_path_factory) -> Evidence:
 
 def test_facts_of_a_processor(evidence) -> None:
     assert machine_facts(evidence) == [
-        ("device", "cpu"), ("CPU", "AMD EPYC 7B13"), ("cores", "2"), ("PyTorch", "2.13.0+cpu"),
+        ("CPU", "AMD EPYC 7B13"), ("cores", "2"), ("PyTorch", "2.13.0+cpu"),
         ("revision", "2b6fdca12b6f"), ("profile", "cpu"),
     ]  # fmt: skip
 
 
 def test_facts_of_a_graphics_card(evidence) -> None:
-    hardware = {"device": "cuda", "gpus": [{"name": "NVIDIA H100 80GB HBM3"}], "cpu": {"model": "x"}}
+    hardware = {"gpus": [{"name": "NVIDIA H100 80GB HBM3"}], "cpu": {"model": "x"}}
     facts = dict(machine_facts(replace(evidence, hardware=hardware)))
     assert facts["GPU"] == "NVIDIA H100 80GB HBM3"
     assert facts["cores"] == "not known"

@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 from efficientllm.config.schema import TrainingSettings
+from efficientllm.data.order import batch_positions
 from efficientllm.errors import CellFailure
 from efficientllm.training.optimizer import learning_rate_at, parameter_groups
-from efficientllm.training.order import epoch_order
 from efficientllm.training.trainer import Trainer, TrainingTask
 
 SETTINGS = TrainingSettings(
     sequence_length=8, batch_size=2, gradient_accumulation=2, steps=12, warmup_steps=3,
-    final_learning_rate_fraction=0.1, weight_decay=0.1, beta1=0.9, beta2=0.95, gradient_clip=1.0, autocast="none",
+    final_learning_rate_fraction=0.1, embedding_learning_rate_scale=3.0, weight_decay=0.1, beta1=0.9, beta2=0.95, gradient_clip=1.0, autocast="none",
     evaluation_steps=4, evaluation_sequences=2, checkpoint_seconds=1e-9,
 )  # fmt: skip
 
@@ -53,7 +53,7 @@ def trainer(kill_at: int | None = None, rate: float = 0.01) -> Trainer:
         window = torch.randint(16, (2, 9), generator=torch.Generator().manual_seed(index))
         return window[:, :-1], window[:, 1:]
 
-    task = TrainingTask(model, model, batch, lambda: 1.0, parameter_groups(model, 0.1), rate)
+    task = TrainingTask(model, model, batch, lambda: 1.0, parameter_groups(model, SETTINGS), rate)
     return Trainer(task, SETTINGS, torch.device("cpu"))
 
 
@@ -131,20 +131,23 @@ def test_schedule() -> None:
     assert rates[3:] == sorted(rates[3:], reverse=True)
 
 
-def test_only_matrices_decay() -> None:
+def test_only_matrices_decay_and_the_embedding_has_its_own_rate() -> None:
     model = TinyModel()
-    model.embed.weight.requires_grad_(False)
-    decayed, plain = parameter_groups(model, 0.1)
+    embedding, decayed, plain = parameter_groups(model, SETTINGS)
+    assert embedding["params"] == [model.embed.weight]
+    assert (embedding["weight_decay"], embedding["lr_scale"]) == (0.0, 3.0)
     assert [parameter.ndim for parameter in decayed["params"]] == [2]
     assert all(parameter.ndim == 1 for parameter in plain["params"])
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
+    model.embed.weight.requires_grad_(False)
+    assert len(parameter_groups(model, SETTINGS)) == 2, "a frozen embedding has no group"
 
 
 def test_order_is_pure_and_covers_every_epoch() -> None:
-    first = [epoch_order(7, 3, step, seed=1) for step in range(7)]
-    assert first == [epoch_order(7, 3, step, seed=1) for step in range(7)]
+    first = [batch_positions(7, 3, step, seed=1) for step in range(7)]
+    assert first == [batch_positions(7, 3, step, seed=1) for step in range(7)]
     flat = [position for batch in first for position in batch]
     for epoch in range(3):
         assert sorted(flat[7 * epoch : 7 * epoch + 7]) == list(range(7))
     assert flat[:7] != flat[7:14], "epochs are shuffled apart"
-    assert first != [epoch_order(7, 3, step, seed=2) for step in range(7)]
+    assert first != [batch_positions(7, 3, step, seed=2) for step in range(7)]

@@ -1,0 +1,1 @@
+"""The interchangeable parts of the decoder, one file each: blocks, mixers, positions, feed-forward layers."""
