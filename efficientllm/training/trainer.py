@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from efficientllm.config.schema import TrainingSettings
-from efficientllm.data.packing import IGNORED
 from efficientllm.device import autocast_type
 from efficientllm.errors import CellFailure
 from efficientllm.training.checkpoint import Progress, load_checkpoint, save_checkpoint
@@ -46,7 +45,7 @@ class TrainingTask:
 
 @dataclass(frozen=True)
 class StepResult:
-    """Outcome of one optimizer step: mean loss (a tensor still on the device) and tokens that bore a loss."""
+    """Outcome of one optimizer step: mean loss and gradient norm, still on the device, and tokens that went in."""
 
     loss: torch.Tensor
     tokens: int
@@ -79,7 +78,7 @@ class Trainer:
         micro_batches = self.settings.gradient_accumulation
         for micro in range(micro_batches):
             inputs, labels = self.task.batch(index * micro_batches + micro)
-            tokens += int((labels != IGNORED).sum())
+            tokens += inputs.numel()
             with self._mixed_precision():
                 loss, cross_entropy = training_loss(
                     self.task.decoder,

@@ -1,0 +1,165 @@
+"""From raw text to the report, and what runs again when something changes."""
+
+import csv
+import json
+
+import pytest
+from project import Project
+
+from efficientllm import paths
+from efficientllm.config import load
+from efficientllm.metrics import measured_metrics
+from efficientllm.records import read_record
+
+pytestmark = pytest.mark.slow
+
+
+def test_every_cell_is_measured(finished: Project) -> None:
+    configuration = load(finished.root)
+    for row in configuration.rows():
+        record = read_record(finished.root / paths.record(row.axis, row.cell))
+        assert record.status == "ok", f"{row.axis}@{row.cell}: {record.reason}"
+        assert set(record.metrics) | set(record.missing) >= {metric.key for metric in measured_metrics(row.axis)}
+        for key, value in record.metrics.items():
+            if key != "task_accuracy":
+                assert value.value > 0, f"{row.cell}: {key} is {value.value}"
+        assert record.metrics["processor_compute_utilization"].value <= 101
+        assert record.metrics["energy_per_token"].source in ("measured", "modelled")
+    stages = Project.stages_run((finished.root.parent / "repro.log").read_text())
+    cells = len({(row.axis, row.cell) for row in configuration.rows()})
+    assert len(stages) == 2 * cells + 4, "probe, prepare, normalize, report, and two stages per cell"
+
+
+def test_compared_rows_did_the_same_work(finished: Project) -> None:
+    """Rows of a group must have processed the same samples and tokens per call."""
+    groups: dict[str, set[tuple[object, object]]] = {}
+    for row in load(finished.root).rows():
+        record = read_record(finished.root / paths.record(row.axis, row.cell))
+        workload = record.information["serving" if row.axis == "quantize" else "training"]
+        speeds = record.metrics["sample_throughput"].value * record.metrics["average_latency"].value
+        groups.setdefault(row.group, set()).add((workload["tokens_per_call"], round(speeds)))
+    assert all(len(work) == 1 for work in groups.values()), groups
+
+
+def test_compared_architectures_have_the_same_size(finished: Project) -> None:
+    for row in load(finished.root).rows():
+        if row.axis == "pretrain":
+            record = read_record(finished.root / paths.record("pretrain", row.cell))
+            dense = read_record(finished.root / paths.record("pretrain", f"dense_{record.size}"))
+            assert record.model is not None
+            assert dense.model is not None
+            assert abs(record.model.parameters_active / dense.model.parameters_active - 1) <= 0.02, row.cell
+
+
+def test_quantized_artifacts_are_smaller(finished: Project) -> None:
+    for size in load(finished.root).parameters.sizes:
+        models = {
+            precision: read_record(finished.root / paths.record("quantize", f"{precision}-{size}")).model
+            for precision in ("bfloat16", "float16", "int4")
+        }
+        assert models["bfloat16"].bytes_on_disk == models["float16"].bytes_on_disk
+        assert models["int4"].bytes_on_disk < models["bfloat16"].bytes_on_disk
+        assert models["int4"].bytes_in_memory < models["bfloat16"].bytes_in_memory
+
+
+def test_tables_and_report(finished: Project) -> None:
+    rows = load(finished.root).rows()
+    with (finished.root / "results" / "ranking.csv").open(newline="") as stream:
+        ranked = list(csv.DictReader(stream))
+    assert {(line["group"], line["technique"]) for line in ranked} == {(row.group, row.technique) for row in rows}
+    page = (finished.root / "reports" / "index.html").read_text()
+    assert all(row.label in page for row in rows)
+    assert "modelled" in page
+    assert str(finished.root) not in page, "a machine's path is in the report"
+
+
+def test_dvc_shows_metrics_and_plots(finished: Project) -> None:
+    metrics = json.loads(finished.run("dvc", "metrics", "show", "--json").stdout)
+    values = metrics[""]["data"]["results/metrics.json"]["data"]
+    assert {"pretrain", "tune", "quantize"} <= set(values)
+    finished.run("dvc", "plots", "show", "--out", str(finished.root.parent / "plots"))
+    assert (finished.root.parent / "plots" / "index.html").stat().st_size > 10_000
+
+
+def test_nothing_runs_again_but_the_probe(finished: Project) -> None:
+    assert Project.stages_run(finished.run("dvc", "repro").stdout) == ["probe"]
+
+
+def test_another_method_runs_quantization_only(finished: Project) -> None:
+    output = finished.run("dvc", "exp", "run", "-n", "with-dora", "-S", "method=dora").stdout
+    ran = {stage.split("@")[0] for stage in Project.stages_run(output)}
+    assert ran == {"probe", "quantize", "measure_quantize", "normalize", "report"}
+    shown = json.loads(finished.run("dvc", "exp", "show", "--json").stdout)
+    named = {
+        entry["name"]: experiment
+        for entry in shown
+        for experiment in [entry, *(revision for group in entry.get("experiments") or [] for revision in group["revs"])]
+    }
+    assert named, "dvc exp show lists nothing"
+    finished.run("git", "checkout", "-q", ".")
+    finished.run("dvc", "checkout", "-q")
+    assert Project.stages_run(finished.run("dvc", "repro").stdout) == ["probe"]
+
+
+@pytest.mark.parametrize(
+    ("path", "old", "new", "expected"),
+    [
+        ("efficientllm/reporting/templates/style.css", "{", "{ ", {"report"}),
+        ("profiles/smoke.yaml", "trainable_layers: 1", "trainable_layers: 2", {"tune@freeze", "measure_tune@freeze"}),
+        ("profiles/smoke.yaml", "cooldown_seconds: 0.0", "cooldown_seconds: 0.1",
+         {"measure_pretrain", "measure_tune", "measure_quantize"}),
+        ("efficientllm/measurement/protocol.py", "_STABLE = 0.02", "_STABLE = 0.03",
+         {"measure_pretrain", "measure_tune", "measure_quantize"}),
+        ("efficientllm/components/mixers/mqa.py", '"""', '"""An edit. ', {"pretrain@mqa", "measure_pretrain@mqa"}),
+        ("efficientllm/tuning/methods/dora.py", '"""DoRA', '"""An edit. DoRA', {"tune@dora", "measure_tune@dora"}),
+        ("efficientllm/metrics.py", '"""The metric registry', '"""An edit. The metric registry', {"normalize", "report"}),
+        ("efficientllm/registry.py", '"""Every row', '"""An edit. Every row', {"normalize", "report"}),
+        ("efficientllm/config/schema.py", '"""The parameters', '"""An edit. The parameters', set()),
+    ],
+)  # fmt: skip
+def test_an_edit_runs_only_what_depends_on_it(
+    finished: Project, path: str, old: str, new: str, expected: set[str]
+) -> None:
+    """`--dry` lists the stages whose own inputs changed; those behind them follow when their inputs do."""
+    finished.replace(path, old, new)
+    try:
+        stages = set(Project.stages_run(finished.run("dvc", "repro", "--dry").stdout)) - {"probe"}
+    finally:
+        finished.run("git", "checkout", "-q", path)
+    assert {stage for stage in stages if not any(stage.startswith(prefix) for prefix in expected)} == set()
+    assert all(any(stage.startswith(prefix) for stage in stages) for prefix in expected), stages
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("method=dorra", "unknown tuning method 'dorra'; did you mean 'dora'? known: dora, freeze, full, lora"),
+        ("method='x; touch hacked'", "unknown tuning method 'x; touch hacked'"),
+        ("profile=smokee", "unknown profile 'smokee'; did you mean 'smoke'?"),
+        ("profile=../../etc/passwd", "unknown profile '../../etc/passwd'"),
+        ("profiles/smoke.yaml:tune.methods.lora.rank=0", "parameter 'tune.methods.lora.rank' is 0"),
+        ("profiles/smoke.yaml:models.small.heads=5", "heads"),
+    ],
+)
+def test_bad_parameters_stop_before_any_work(finished: Project, change: str, message: str) -> None:
+    done = finished.run("dvc", "exp", "run", "-S", change, check=False)
+    finished.run("git", "checkout", "-q", ".")
+    assert done.returncode != 0
+    assert message in done.stdout
+    assert Project.stages_run(done.stdout) in (["probe"], []), done.stdout[-3000:]
+    assert not (finished.root / "hacked").exists()
+
+
+def test_damaged_artifact_is_one_clear_error(finished: Project) -> None:
+    weights = finished.root / "artifacts" / "pretrain" / "mqa" / "model.safetensors"
+    content = weights.read_bytes()
+    weights.unlink()
+    weights.write_bytes(content[: len(content) // 2])
+    try:
+        done = finished.run("python", "-m", "stages.measure", "--axis", "pretrain", "--cell", "mqa", check=False)
+    finally:
+        weights.write_bytes(content)
+    assert done.returncode == 1
+    assert "error: " in done.stdout
+    assert "model.safetensors" in done.stdout
+    assert "Traceback" not in done.stdout

@@ -1,0 +1,177 @@
+"""Each method trains exactly what it says, starts from the base's function, and is stored and loaded whole."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional as F
+
+from efficientllm import registry
+from efficientllm.config.schema import MethodSettings, TrainingSettings
+from efficientllm.data.packing import IGNORED
+from efficientllm.errors import ArtifactError, ParameterError
+from efficientllm.models.build import build_decoder
+from efficientllm.models.config import DecoderConfig
+from efficientllm.models.weights import load_decoder, save_decoder
+from efficientllm.training.trainer import Trainer, TrainingTask
+from efficientllm.tuning.method import TunableModel, tuning_method
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "lora": {"rank": 4, "alpha": 8, "dropout": 0.0},
+    "dora": {"rank": 4, "alpha": 8, "dropout": 0.0},
+    "freeze": {"trainable_layers": 1},
+    "full": {},
+}
+TRAINING = TrainingSettings(
+    sequence_length=16, batch_size=4, gradient_accumulation=1, steps=6, warmup_steps=1, final_learning_rate_fraction=1.0,
+    embedding_learning_rate_scale=1.0, weight_decay=0.1, beta1=0.9, beta2=0.95, gradient_clip=1.0, autocast="none",
+    evaluation_steps=6, evaluation_sequences=2, checkpoint_seconds=1000.0,
+)  # fmt: skip
+INPUTS = torch.randint(64, (4, 12), generator=torch.Generator().manual_seed(1))
+
+
+def settings(method: str, **changes: Any) -> MethodSettings:
+    rates = {"small": 0.01, "medium": 0.01, "large": 0.01}
+    return MethodSettings.model_validate({"learning_rate": rates, **OPTIONS[method], **changes})
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("base")
+    config = DecoderConfig(
+        vocabulary_size=64, hidden_size=32, layers=3, heads=4, key_value_heads=2, intermediate_size=48,
+        context_length=32, tie_embeddings=False, block="pre_norm", mixer="gqa", position="rope", feedforward="swiglu",
+        mixer_options={}, position_options={}, feedforward_options={}, embedding_deviation=1.0,
+    )  # fmt: skip
+    save_decoder(folder, build_decoder(config))
+    return folder
+
+
+def prepared(method: str, base: Path) -> TunableModel:
+    implementation = tuning_method(method)
+    torch.manual_seed(3)
+    return implementation.prepare(base, implementation.options(settings(method)))
+
+
+def train(method: str, model: TunableModel, steps: int = 6) -> None:
+    implementation = tuning_method(method)
+    labels = INPUTS.roll(-1, dims=1).clone()
+    labels[:, :4] = IGNORED
+    groups = implementation.groups(model, implementation.options(settings(method)), TRAINING)
+    task = TrainingTask(model.module, model.decoder, lambda index: (INPUTS, labels), lambda: 0.0, groups, 0.01)
+    trainer = Trainer(task, TRAINING, torch.device("cpu"))
+    model.module.train()
+    losses = [float(trainer.step(index).loss) for index in range(steps)]
+    model.module.eval()
+    assert losses[-1] < losses[0], f"{method} does not learn: {losses}"
+
+
+def test_every_registered_method_is_tested() -> None:
+    assert set(OPTIONS) == set(registry.method_keys())
+
+
+@pytest.mark.parametrize("method", OPTIONS)
+def test_starts_from_the_bases_function(method: str, base: Path) -> None:
+    model = prepared(method, base)
+    model.module.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(
+            model.decoder(INPUTS).logits, load_decoder(base).eval()(INPUTS).logits, atol=2e-5, rtol=1e-5
+        )
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "freeze"])
+def test_frozen_weights_stay_bit_identical(method: str, base: Path) -> None:
+    model = prepared(method, base)
+    frozen = {name: p.detach().clone() for name, p in model.module.named_parameters() if not p.requires_grad}
+    moving = {name: p.detach().clone() for name, p in model.module.named_parameters() if p.requires_grad}
+    train(method, model)
+    after = dict(model.module.named_parameters())
+    assert frozen
+    assert all(torch.equal(value, after[name]) for name, value in frozen.items())
+    assert not any(torch.equal(value, after[name]) for name, value in moving.items())
+
+
+def test_trainable_parameters_are_the_intended_ones(base: Path) -> None:
+    def trainable(method: str) -> list[str]:
+        return [name for name, p in prepared(method, base).module.named_parameters() if p.requires_grad]
+
+    linear_layers = 3 * 7  # q, k, v, o, gate, up, down
+    lora, dora = trainable("lora"), trainable("dora")
+    assert len(lora) == 2 * linear_layers
+    assert all("lora_A" in name or "lora_B" in name for name in lora)
+    assert len(dora) == 3 * linear_layers
+    assert sum("magnitude" in name for name in dora) == linear_layers
+    assert not any("lm_head" in name or "embed" in name for name in lora + dora)
+    assert trainable("freeze")
+    assert all(name.startswith("layers.2.") for name in trainable("freeze"))
+    assert len(trainable("full")) == len(list(load_decoder(base).parameters()))
+
+
+@pytest.mark.parametrize("method", OPTIONS)
+def test_stored_and_loaded_whole(method: str, base: Path, tmp_path: Path) -> None:
+    model = prepared(method, base)
+    train(method, model)
+    tuning_method(method).save(model, tmp_path)
+    with torch.no_grad():
+        expected = model.decoder(INPUTS).logits
+    loaded = tuning_method(method).load(tmp_path, base)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(INPUTS).logits, expected, atol=2e-5, rtol=1e-4)
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    stored = sum(tensor.numel() for path in tmp_path.glob("*.safetensors") for tensor in load_file(path).values())
+    assert stored == sum(p.numel() for p in model.module.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("method", OPTIONS)
+def test_damaged_artifact_is_one_clear_error(method: str, base: Path, tmp_path: Path) -> None:
+    model = prepared(method, base)
+    tuning_method(method).save(model, tmp_path)
+    weights = next(tmp_path.glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-50])
+    with pytest.raises(ArtifactError, match="dvc repro"):
+        tuning_method(method).load(tmp_path, base)
+
+
+def test_first_gradient_of_full_tuning_equals_a_plain_transformers_loop(base: Path) -> None:
+    from efficientllm.models.export import to_transformers, transformers_name
+
+    model = prepared("full", base)
+    labels = INPUTS.clone()
+    labels[:, :5] = IGNORED
+    loss = F.cross_entropy(model.decoder(INPUTS[:, :-1]).logits.flatten(0, 1), labels[:, 1:].flatten())
+    loss.backward()
+    plain = to_transformers(load_decoder(base))
+    output = plain(input_ids=INPUTS, labels=labels)
+    output.loss.backward()
+    torch.testing.assert_close(loss, output.loss)
+    gradients = {name: parameter.grad for name, parameter in plain.named_parameters()}
+    for name, parameter in model.decoder.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[transformers_name(name)], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("method", "change", "message"),
+    [
+        (
+            "lora",
+            {"rnk": 3},
+            "unknown parameter 'tune.methods.lora.rnk'; did you mean 'rank'? known: alpha, dropout, rank",
+        ),
+        ("dora", {"rank": 0}, "parameter 'tune.methods.dora.rank' is 0: input should be greater than or equal to 1"),
+        ("full", {"rank": 8}, "unknown parameter 'tune.methods.full.rank'; known: none"),
+    ],
+)
+def test_unfit_options_are_named(method: str, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ParameterError) as caught:
+        tuning_method(method).options(settings(method, **change))
+    assert str(caught.value) == message
+
+
+def test_more_layers_than_there_are(base: Path) -> None:
+    implementation = tuning_method("freeze")
+    with pytest.raises(ParameterError, match=r"trainable_layers is 9, but the model of .* has 3 layers"):
+        implementation.prepare(base, implementation.options(settings("freeze", trainable_layers=9)))
