@@ -1,0 +1,30 @@
+# The set-up of a fresh machine is part of every target; it does nothing when .venv is up to date.
+# Without make: python3 scripts/setup.py, then the commands below with .venv/bin on the PATH.
+PYTHON ?= python3
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+.PHONY: help setup repro test test-quick check lock
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: ## make .venv with torch for this machine and the locked dependencies
+	@$(PYTHON) scripts/setup.py
+
+repro: setup ## run the pipeline: raw text to reports/index.html
+	dvc repro
+
+test: setup ## run all tests
+	python -m pytest
+
+test-quick: setup ## run the tests that need no whole pipeline and no browser
+	python -m pytest -m "not slow"
+
+check: setup ## lint, formatting and types
+	ruff check .
+	ruff format --check .
+	mypy
+
+lock: setup ## write the versions of .venv into constraints.txt
+	python scripts/lock.py
