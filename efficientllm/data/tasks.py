@@ -18,7 +18,7 @@ from efficientllm.files import write_text
 TASK_FOLDER = "task"
 FILE_GROUP = "file"
 # One in four asks for the president: it has some forty candidate answers, so scoring it costs seven times the era's.
-_PRESIDENT_EVERY = 4
+_PRESIDENT_EVERY = 8
 _INSTRUCTIONS = {"era": "Era from", "president": "Spoken by"}
 
 
@@ -55,7 +55,7 @@ def corpus_task(
     """Makes the default task: given a passage, name the first year of its 40-year era, or its president.
 
     Passages are drawn in turn from each era, so the eras are equally frequent (as long as their passages last) and
-    always answering the commonest one is right in 1/6 of the cases. Every fourth example asks for the president
+    always answering the commonest one is right in 1/6 of the cases. Every eighth example asks for the president
     instead; where the training split has no address of that president, it asks for the era too. A passage is used once,
     and stays in the split of its speech. The validation split has as many examples as the test split.
 

@@ -22,7 +22,7 @@ from efficientllm.measurement.utilization import UtilizationMeter
 
 _STABLE = 0.02
 _STABLE_CALLS = 3
-_LONGEST_WARM_UP = 20  # times warmup_seconds
+_LONGEST_WARM_UP = 5  # times warmup_seconds
 
 
 @dataclass(frozen=True)
