@@ -4,7 +4,7 @@ import pkgutil
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
@@ -117,21 +117,21 @@ def _describe(model: type[BaseModel], error: ValidationError, source: Path) -> s
 
 
 def _fields_at(model: type[BaseModel], location: list[str]) -> list[str]:
-    """Names of the fields of the block at a location, following optional blocks and mappings of blocks."""
+    """Names of the fields of the block at a location, through optional blocks and mappings of blocks."""
     current: Any = model
     for part in location:
-        if isinstance(current, type) and issubclass(current, BaseModel):
-            current = current.model_fields[part].annotation
-        arguments = [
-            argument
-            for argument in getattr(current, "__args__", ())
-            if isinstance(argument, type) and issubclass(argument, BaseModel)
-        ]
-        if arguments and not (
-            isinstance(current, type) and issubclass(current, BaseModel) and part in current.model_fields
-        ):
-            current = arguments[0]
-    return sorted(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else []
+        block = _block(current)
+        current = block.model_fields[part].annotation if block is not None else get_args(current)[-1]
+    block = _block(current)
+    return sorted(block.model_fields) if block is not None else []
+
+
+def _block(annotation: Any) -> type[BaseModel] | None:
+    """Returns the class of a block, also of an optional one; None for anything else, a mapping of blocks included."""
+    candidates = [annotation] if isinstance(annotation, type) else get_args(annotation)
+    if get_origin(annotation) is dict:
+        return None
+    return next((entry for entry in candidates if isinstance(entry, type) and issubclass(entry, BaseModel)), None)
 
 
 def _check_names(parameters: Parameters, profile: Profile, profile_path: Path) -> None:

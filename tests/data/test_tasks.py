@@ -57,11 +57,11 @@ def test_passages_stay_in_their_speechs_split_and_are_used_once(divided):
     assert len(set(inputs)) == len(inputs)
 
 
-def test_eras_are_balanced_and_one_in_four_asks_for_the_president(divided):
+def test_eras_are_balanced_and_one_in_eight_asks_for_the_president(divided):
     examples = make(divided)["train"]
     eras = [example for example in examples if example.group == "era"]
-    assert len(eras) == 60
-    assert sum(example.output == "x" for example in eras) == 30
+    assert len(eras) == 70
+    assert sum(example.output == "x" for example in eras) == 35
     assert {example.choices for example in eras} == {("x", "y")}
     assert {example.choices for example in examples if example.group == "president"} == {("P", "Q")}
     assert all(example.output in example.choices for example in examples)

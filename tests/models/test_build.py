@@ -45,7 +45,7 @@ def test_active_parameters_match_the_dense_model(name, profile_name):
 def test_equal_counts_keep_the_width():
     shape = Shape(
         hidden_size=64, layers=2, heads=4, key_value_heads=2, intermediate_size=173, context_length=64,
-        tie_embeddings=False,
+        tie_embeddings=False, embedding_deviation=0.02,
     )  # fmt: skip
     settings = ArchitectureSettings(learning_rate=1.0)
     assert decoder_config(choice(position="sinusoidal"), settings, shape, 100).intermediate_size == 173
@@ -55,7 +55,7 @@ def test_equal_counts_keep_the_width():
 def test_no_width_matches():
     shape = Shape(
         hidden_size=64, layers=1, heads=4, key_value_heads=2, intermediate_size=8, context_length=4096,
-        tie_embeddings=True,
+        tie_embeddings=True, embedding_deviation=0.02,
     )  # fmt: skip
     with pytest.raises(ParameterError, match="no feed-forward width gives mixer 'gqa', position 'learned'"):
         decoder_config(choice(position="learned"), ArchitectureSettings(learning_rate=1.0), shape, 100)
@@ -79,7 +79,7 @@ def test_only_the_chosen_components_are_imported():
         "assert 'torch' not in sys.modules\n"
         "from efficientllm.models.components import component\n"
         "component('mixer', 'mqa'); component('position', 'none')\n"
-        "package = 'efficientllm.models.'\n"
+        "package = 'efficientllm.components.'\n"
         "folders = ('mixers.', 'positions.', 'blocks.', 'feedforwards.')\n"
         "print(sorted(n.removeprefix(package) for n in sys.modules if n.removeprefix(package).startswith(folders)))\n"
         "assert 'transformers' not in sys.modules\n"

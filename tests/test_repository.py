@@ -1,0 +1,67 @@
+"""Rules that hold for every tracked file."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LISTED = subprocess.run(
+    ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+).stdout.split("\0")
+FILES = [ROOT / name for name in LISTED if name and (ROOT / name).is_file()]
+SOURCES = [path for path in FILES if path.suffix == ".py" and not path.is_relative_to(ROOT / "tests")]
+
+FORBIDDEN = {
+    "pickle": r"\bimport pickle\b|\bpickle\.loads?\(|allow_pickle=True",
+    "torch.load without weights_only": r"torch\.load\((?![^)]*weights_only=True)",
+    "remote code": r"trust_remote_code\s*=\s*True",
+    "a shell": r"shell\s*=\s*True|os\.system\(|os\.popen\(",
+    "eval": r"(?<![\w.])eval\(|(?<![\w.])exec\(",
+}
+
+
+@pytest.mark.parametrize("rule", FORBIDDEN)
+def test_sources_are_free_of(rule: str) -> None:
+    found = [path.relative_to(ROOT) for path in SOURCES if re.search(FORBIDDEN[rule], path.read_text(encoding="utf-8"))]
+    assert not found
+
+
+def test_the_rules_would_find_something() -> None:
+    for rule, line in {
+        "pickle": "import pickle", "torch.load without weights_only": "torch.load(path)",
+        "remote code": "f(trust_remote_code=True)", "a shell": "run(x, shell=True)", "eval": "eval(text)",
+    }.items():  # fmt: skip
+        assert re.search(FORBIDDEN[rule], line), rule
+
+
+def test_no_download_address_is_tracked() -> None:
+    addresses = re.compile(r"https?://[\w.-]*(pypi|pythonhosted|download\.pytorch|huggingface\.co|npmjs|debian)\b")
+    assert not [path for path in FILES if addresses.search(path.read_text(encoding="utf-8", errors="ignore"))]
+
+
+def test_text_is_utf8_and_files_are_small() -> None:
+    for path in FILES:
+        assert path.stat().st_size < 1 << 20, f"{path} is large: DVC should hold it"
+        path.read_text(encoding="utf-8")
+
+
+def test_modules_stay_readable() -> None:
+    long = {
+        str(path.relative_to(ROOT)): count
+        for path in SOURCES
+        if path.is_relative_to(ROOT / "efficientllm") or path.is_relative_to(ROOT / "stages")
+        if (count := len(path.read_text(encoding="utf-8").splitlines())) > 350
+    }
+    assert not long
+
+
+def test_constraints_lock_every_dependency() -> None:
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line) for line in lines), "name==version only"
+    locked = {line.split("==")[0].lower().replace("_", "-") for line in lines}
+    text = (ROOT / "pyproject.toml").read_text()
+    block = text.split("dependencies = [")[1].split("]\n")[0] + text.split("dev = [")[1].split("]\n")[0]
+    wanted = {name.lower() for name in re.findall(r'^\s*"([A-Za-z0-9._-]+)', block, re.MULTILINE)}
+    assert wanted <= locked, wanted - locked
