@@ -31,6 +31,7 @@ from types import FrameType
 
 SWITCH = "EFFICIENTLLM_PRELOAD"
 _IDLE_S = 120.0
+_LONGEST_RUNTIME_FOLDER = 60  # a socket's whole path may have 107 bytes
 _READY_S = 60.0
 _LIBRARIES = (
     "torch",
@@ -61,7 +62,11 @@ def run_preloaded(module: str) -> int | None:
     Returns:
         Its exit code, or None where no server could be had: then the caller does the work itself.
     """
-    folder = _folder()
+    try:
+        folder = _folder()
+    except OSError as error:
+        print(f"no preloaded process ({error}): importing the libraries here", file=sys.stderr)
+        return None
     connection = _connect(folder)
     if connection is None:
         _start(folder)
@@ -112,9 +117,14 @@ def _wait(connection: socket.socket) -> int:
 
 def _folder() -> Path:
     """Folder of the server that fits this process, readable by its user alone."""
-    parent = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()) / f"efficientllm-{os.getuid()}"
+    runtime = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
+    if len(os.fsencode(runtime)) > _LONGEST_RUNTIME_FOLDER:
+        runtime = Path("/tmp")  # noqa: S108 - the folder below it is the user's alone
+    parent = runtime / f"efficientllm-{os.getuid()}"
     folder = parent / _identity()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if parent.stat().st_uid != os.getuid():
+        raise PermissionError(f"{parent} belongs to another user")
     parent.chmod(0o700)
     return folder
 

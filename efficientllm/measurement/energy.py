@@ -120,11 +120,17 @@ class EnergyMeter:
         try:
             yield reading
         finally:
-            data = self._tracker.stop_task(name)
+            try:
+                data = self._tracker.stop_task(name)
+            except Exception as error:
+                raise MeasurementError(
+                    f"{self.method}: the sensor failed in the middle of a window ({error})"
+                ) from error
             reading.seconds = time.perf_counter() - started
         if self.nvml is not None and counter is not None:
             after = self.nvml.joules()
-            reading.counter_joules = None if after is None else after - counter
+            # a counter that stood still or went backwards (wrapped, or the driver was reloaded) compares with nothing
+            reading.counter_joules = after - counter if after is not None and after > counter else None
         energies = {part: getattr(data, f"{part}_energy") * JOULES_PER_KWH for part in ("gpu", "cpu", "ram")}
         reading.components = energies
         reading.joules = energies[self.scope]
@@ -185,14 +191,12 @@ def carbon_dioxide_grams(joules: float, country_iso_code: str) -> float:
     from codecarbon.external.geography import GeoMetadata
     from codecarbon.input import DataSource
 
-    try:
-        kilograms = Emissions(DataSource()).get_country_emissions(
-            Energy.from_energy(kWh=joules / JOULES_PER_KWH), GeoMetadata(country_iso_code=country_iso_code)
-        )
-    except Exception as error:
-        raise MeasurementError(
-            f"CodeCarbon has no grid data for measure.country_iso_code {country_iso_code!r}"
-        ) from error
+    data = DataSource()
+    if country_iso_code not in data.get_global_energy_mix_data():  # CodeCarbon would silently take the world's mean
+        raise MeasurementError(f"CodeCarbon has no grid data for measure.country_iso_code {country_iso_code!r}")
+    kilograms = Emissions(data).get_country_emissions(
+        Energy.from_energy(kWh=joules / JOULES_PER_KWH), GeoMetadata(country_iso_code=country_iso_code)
+    )
     return float(kilograms) * 1000
 
 

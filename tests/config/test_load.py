@@ -1,6 +1,5 @@
 """Parameters: what is accepted, and the one line that a person reads when something is not."""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -10,13 +9,6 @@ from efficientllm import config
 from efficientllm.errors import ParameterError
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    shutil.copy(ROOT / "params.yaml", tmp_path)
-    shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
-    return tmp_path
 
 
 def change(path: Path, key: str, value: object) -> None:

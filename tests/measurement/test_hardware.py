@@ -1,0 +1,76 @@
+"""The description of the machine: the same twice, strict JSON, and words for people."""
+
+import copy
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from efficientllm.measurement import hardware, provenance
+from efficientllm.measurement.hardware import describe, probe, write_hardware
+
+
+def test_probe_is_deterministic_and_holds_nothing_volatile(tmp_path: Path) -> None:
+    first, second = probe(), probe()
+    assert first == second
+    write_hardware(tmp_path / "hardware.json", first)
+    text = (tmp_path / "hardware.json").read_text()
+    assert json.loads(text) == first
+    for word in ("time", "host", "pid", "temperature", "clock", "free"):
+        assert f'"{word}' not in text
+    assert first["cpu"]["allowed_cores"] >= 1
+    assert first["ram_limit_gib"] > 0
+
+
+def test_words_say_what_is_measured_and_what_modelled() -> None:
+    machine = {
+        "cpu": {
+            "model": "A CPU", "allowed_cores": 2.0, "instruction_sets": [],
+            "rapl": {"readable": False, "reason": "no permission to read x (Permission denied)"},
+        },
+        "gpus": [], "ram_limit_gib": 8.0, "software": {"python": "3.11.7", "torch": "2.13.0+cpu", "cuda": None},
+        "system": {"platform": "linux", "machine": "x86_64"},
+    }  # fmt: skip
+    text = "\n".join(describe(machine))
+    assert "modelled from the CPU's load, and marked so (no permission" in text
+    assert "sudo chmod" in text
+    readable = copy.deepcopy(machine)
+    readable["cpu"]["rapl"] = {"readable": True, "reason": None}  # type: ignore[index]
+    assert "measured: the CPU package, by RAPL" in "\n".join(describe(readable))
+    gpu = {
+        "name": "NVIDIA H100", "memory_gib": 79.2, "driver": "580.1", "power_limit_w": 700.0, "mig": False,
+        "energy_counter": {"works": True, "agrees_with_power": False, "reason": "it differs from integrated power"},
+    }  # fmt: skip
+    text = "\n".join(describe({**machine, "gpus": [gpu]}))
+    assert "cannot be trusted: it differs from integrated power" in text
+    gpu["energy_counter"] = {"works": True, "agrees_with_power": True, "reason": None}
+    assert "measured: NVML's energy counter works" in "\n".join(describe({**machine, "gpus": [gpu]}))
+
+
+def test_rapl_without_permission_is_told_from_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "_RAPL", tmp_path)
+    assert "shows no RAPL counter" in hardware._rapl()["reason"]
+    counter = tmp_path / "intel-rapl:0" / "energy_uj"
+    counter.parent.mkdir()
+    counter.write_text("123456")
+    assert hardware._rapl() == {"readable": True, "reason": None}
+
+    def denied(self: Path, **options: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", denied)
+    assert "no permission to read" in hardware._rapl()["reason"]
+
+
+def test_provenance_without_git(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert provenance.git_state() == (None, None)
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert provenance.git_state() == (None, None), "not a repository"
+
+
+def test_provenance_names_versions() -> None:
+    found = provenance.provenance(seed=1, profile="cpu", kernels={}, hashes={}, hardware={"cpu": {}})
+    assert {"efficientllm", "torch", "codecarbon"} <= set(found.versions)

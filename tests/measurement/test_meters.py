@@ -1,0 +1,230 @@
+"""Memory, utilisation, statistics and the protocol, with clocks and sensors of our own."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain, repeat
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from efficientllm import metrics
+from efficientllm.config.schema import MeasureSettings
+from efficientllm.errors import ArtifactError, MeasurementError
+from efficientllm.measurement.energy import EnergyReading
+from efficientllm.measurement.memory import GIB, MemoryMeter
+from efficientllm.measurement.protocol import Workload, check_exclusive, idle_watts, measure_workload
+from efficientllm.measurement.safetensors_header import tensor_bytes
+from efficientllm.measurement.selftest import judge
+from efficientllm.measurement.statistics import bootstrap_interval, summarize, variation
+from efficientllm.measurement.utilization import UtilizationMeter, model_flops_utilization, peak_flops
+
+CPU = torch.device("cpu")
+SETTINGS = MeasureSettings(
+    warmup_seconds=0.02, warmup_calls=3, window_seconds=0.05, window_calls=4, memory_calls=2, idle_seconds=0.05, repeats=3,
+    cooldown_seconds=0.0, allow_shared=False, serving_batch_size=1, serving_prompt_length=1, serving_output_length=2,
+    evaluation_batch_size=1, perplexity_windows=2, country_iso_code="USA",
+)  # fmt: skip
+
+
+class Meter:
+    """An energy meter of a constant 10 W."""
+
+    nvml = None
+
+    @contextmanager
+    def window(self) -> Iterator[EnergyReading]:
+        reading, started = EnergyReading(), time.perf_counter()
+        yield reading
+        reading.seconds = time.perf_counter() - started
+        reading.joules = 10 * reading.seconds
+
+
+def test_memory_is_counted_above_the_idle_process() -> None:
+    values = chain([GIB, 2 * GIB], repeat(4 * GIB))
+    meter = MemoryMeter(CPU, read=lambda: next(values))
+    with meter.window() as reading:
+        time.sleep(0.1)
+    assert reading.peak == 3.0
+    assert 1.0 < reading.mean < 3.0
+    assert reading.reserved is None
+
+
+def test_memory_of_a_real_allocation() -> None:
+    meter = MemoryMeter(CPU)
+    with meter.window() as reading:
+        block = np.ones(64 * 1024 * 1024, dtype=np.uint8)
+        time.sleep(0.05)
+    assert block.nbytes / GIB * 0.9 < reading.peak < block.nbytes / GIB * 3
+
+
+def test_memory_sensor_that_dies_is_an_error_and_leaves_no_thread() -> None:
+    def read() -> int:
+        if calls:
+            raise OSError("gone")
+        return 0
+
+    calls: list[int] = []
+    meter = MemoryMeter(CPU, read=read)
+    before = threading.active_count()
+    with pytest.raises(MeasurementError, match=r"memory sensor failed .*gone"), meter.window():
+        calls.append(1)
+        time.sleep(0.05)
+    assert threading.active_count() == before
+
+
+def test_cpu_utilization_tells_sleep_from_work() -> None:
+    meter = UtilizationMeter(None)
+    with meter.window() as asleep:
+        time.sleep(0.1)
+    with meter.window() as busy:
+        end = time.process_time() + 0.1
+        while time.process_time() < end:
+            pass
+    assert asleep.percent < 20
+    assert asleep.percent < busy.percent <= 105
+
+
+def test_gpu_utilization_is_the_mean_of_samples_and_a_dead_sensor_is_an_error() -> None:
+    values = iter([40.0, 60.0, 50.0, 50.0])
+    meter = UtilizationMeter(SimpleNamespace(busy_percent=lambda: next(values)))  # type: ignore[arg-type]
+    with meter.window() as reading:
+        time.sleep(0.25)
+    assert 40 <= reading.percent <= 60
+
+    def dead() -> float:
+        raise MeasurementError("the GPU's sensor stopped answering")
+
+    broken = UtilizationMeter(SimpleNamespace(busy_percent=dead))  # type: ignore[arg-type]
+    with pytest.raises(MeasurementError, match="stopped answering"), broken.window():
+        time.sleep(0.15)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", "bfloat16", 989.4e12),
+        ("NVIDIA H100 PCIe", "bfloat16", 756.5e12),
+        ("NVIDIA H200", "bfloat16", 989.4e12),
+        ("NVIDIA A100-SXM4-80GB", "bfloat16", 312e12),
+        ("NVIDIA L40S", "bfloat16", 362.1e12),
+        ("NVIDIA L4", "bfloat16", 121e12),
+        ("Tesla T4", "bfloat16", None),
+        ("NVIDIA A1000 Laptop GPU", "bfloat16", None),
+        ("Intel(R) Xeon(R) Processor", "float32", None),
+    ],
+)
+def test_peaks_are_of_the_very_device(name: str, dtype: str, peak: float | None) -> None:
+    assert peak_flops(name, dtype) == peak
+
+
+def test_impossible_utilization_is_an_error() -> None:
+    assert model_flops_utilization(495e12, 990e12) == pytest.approx(50)
+    with pytest.raises(MeasurementError, match=r"104\.0 % cannot be"):
+        model_flops_utilization(1.04, 1.0)
+
+
+@given(st.lists(st.floats(0.1, 1e6), min_size=1, max_size=12), st.floats(0.01, 100))
+@settings(max_examples=30, deadline=None)
+def test_summary_contains_its_median_and_follows_the_unit(repeats: list[float], scale: float) -> None:
+    value = summarize("average_latency", repeats, source="measured", method="test")
+    scaled = summarize("average_latency", [scale * entry for entry in repeats], source="measured", method="test")
+    assert value.value == pytest.approx(float(np.median(repeats)))
+    assert scaled.value == pytest.approx(scale * value.value)
+    assert value.repeats == repeats
+    if len(repeats) == 1:
+        assert value.ci_low is None
+        assert value.coefficient_of_variation is None
+    else:
+        assert value.ci_low is not None
+        assert value.ci_high is not None
+        assert value.ci_low <= value.value <= value.ci_high
+        assert scaled.ci_low == pytest.approx(scale * value.ci_low)
+        assert value == summarize("average_latency", repeats, source="measured", method="test"), "deterministic"
+
+
+def test_noise_is_flagged() -> None:
+    assert variation([1.0, 1.0, 1.0]) == 0
+    assert not summarize("average_latency", [1.0, 1.01, 0.99], source="measured", method="t").noisy
+    assert summarize("average_latency", [1.0, 1.5, 0.7], source="measured", method="t").noisy
+
+
+def test_bootstrap_covers_the_mean() -> None:
+    generator = np.random.default_rng(0)
+    hits = 0
+    for trial in range(60):
+        low, high = bootstrap_interval(generator.normal(5, 2, size=40), lambda draws: draws.mean(axis=1), seed=trial)
+        hits += low <= 5 <= high
+    assert hits >= 50
+
+
+def test_protocol_keeps_its_lengths() -> None:
+    calls = []
+
+    def step() -> None:
+        calls.append(time.perf_counter())
+        time.sleep(0.004)
+
+    result = measure_workload(Workload(step, 8, 2, CPU), SETTINGS, Meter(), MemoryMeter(CPU))  # type: ignore[arg-type]
+    assert result.warmup_calls >= 3
+    assert len(result.windows) == 3
+    assert all(window.energy.seconds >= 0.05 and window.calls >= 4 for window in result.windows)
+    assert len(calls) == result.warmup_calls + 2 + sum(window.calls for window in result.windows)
+    for seconds, joules in zip(result.seconds_per_call(), result.joules_per_call(), strict=True):
+        assert 0.004 <= seconds < 0.05
+        assert joules == pytest.approx(10 * seconds)
+
+
+def test_warm_up_that_never_settles_ends() -> None:
+    lengths = iter(range(10_000))
+
+    def step() -> None:
+        time.sleep(0.001 + 0.004 * (next(lengths) % 2))
+
+    result = measure_workload(Workload(step, 1, 1, CPU), SETTINGS, Meter(), MemoryMeter(CPU))  # type: ignore[arg-type]
+    assert not result.stable
+
+
+def test_idle_power_of_a_sleep() -> None:
+    assert idle_watts(0.05, Meter()) == pytest.approx(10.0)  # type: ignore[arg-type]
+
+
+def test_foreign_process_is_refused_or_said() -> None:
+    shared = SimpleNamespace(other_processes=lambda: [17, 23])
+    with pytest.raises(MeasurementError, match=r"17, 23.*measure\.allow_shared"):
+        check_exclusive(shared, allow_shared=False)  # type: ignore[arg-type]
+    assert check_exclusive(shared, allow_shared=True) == [17, 23]  # type: ignore[arg-type]
+    assert check_exclusive(None, allow_shared=False) == []
+
+
+@pytest.mark.parametrize(
+    ("counted", "integrated", "works", "agrees"),
+    [(None, 600.0, False, False), (0.0, 600.0, False, False), (600.0, 620.0, True, True), (187.0, 327.0, True, False)],
+)
+def test_energy_counter_is_judged(counted: float | None, integrated: float, works: bool, agrees: bool) -> None:
+    verdict = judge(counted, integrated)
+    assert (verdict["works"], verdict["agrees_with_power"]) == (works, agrees)
+    assert (verdict["reason"] is None) == agrees
+
+
+def test_truncated_weights_are_noticed(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.zeros(10), "b": torch.zeros(3, dtype=torch.int8)}, path)
+    assert tensor_bytes(path) == 43
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(ArtifactError, match="is truncated"):
+        tensor_bytes(path)
+
+
+def test_every_metric_of_the_summary_is_known() -> None:
+    for metric in metrics.METRICS:
+        value = summarize(metric.key, [1.0, 2.0], source="measured", method="t")
+        assert (value.unit, value.direction) == (metric.unit, metric.direction)

@@ -1,0 +1,161 @@
+"""Stages run through the preloading server: fresh processes, the caller's surroundings, its exit codes and signals."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from efficientllm import preload
+
+ROOT = Path(__file__).parents[1]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="processes are preloaded on Linux only"),
+]
+
+STAGE = '''"""A stage that tells where it runs."""
+import os, sys, time
+from efficientllm.stage import run_stage
+
+def main():
+    mode = sys.argv[1]
+    print(os.getpid(), os.getcwd(), os.environ.get("COLOUR"), "peft" in sys.modules, flush=True)
+    if mode == "sleep":
+        open("started", "w").write(str(os.getpid()))
+        time.sleep(60)
+    if mode == "break":
+        raise ZeroDivisionError
+    return 3 if mode == "code" else 0
+
+if __name__ == "__main__":
+    raise SystemExit(run_stage(main, preloaded=True))
+'''
+
+
+class Client:
+    """A folder with one stage, and a server of its own."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        (root / "stages").mkdir()
+        (root / "stages" / "__init__.py").write_text("")
+        (root / "stages" / "tell.py").write_text(STAGE)
+        (root / "run").mkdir()
+        self.environment = {
+            **os.environ, "XDG_RUNTIME_DIR": str(root / "run"), "PYTHONPATH": f"{root}{os.pathsep}{ROOT}", "COLOUR": "red",
+        }  # fmt: skip
+        self.environment.pop(preload.SWITCH, None)
+
+    def command(self, mode: str) -> list[str]:
+        return [sys.executable, "-m", "stages.tell", mode]
+
+    def run(self, mode: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(mode),
+            cwd=self.root,
+            env=self.environment | environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def servers(self) -> list[int]:
+        found = subprocess.run(["pgrep", "-f", f"serve.*{self.root}"], capture_output=True, text=True, check=False)
+        return [int(line) for line in found.stdout.split()]
+
+    def start_sleeping(self) -> tuple[subprocess.Popen[str], int]:
+        (self.root / "started").unlink(missing_ok=True)
+        process = subprocess.Popen(
+            self.command("sleep"), cwd=self.root, env=self.environment, stderr=subprocess.PIPE, text=True
+        )
+        deadline = time.monotonic() + 60
+        while not (self.root / "started").exists() or not (self.root / "started").read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        return process, int((self.root / "started").read_text())
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    made = Client(tmp_path_factory.mktemp("p"))
+    yield made
+    for pid in made.servers():
+        os.kill(pid, signal.SIGTERM)
+
+
+def gone(pid: int) -> bool:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_each_run_is_a_fresh_process_with_the_libraries_loaded(client: Client) -> None:
+    first, second = client.run("tell"), client.run("tell", COLOUR="blue")
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    pids, folders, colours, loaded = zip(*(run.stdout.split() for run in (first, second)), strict=True)
+    assert len(set(pids)) == 2
+    assert set(folders) == {str(client.root)}
+    assert colours == ("red", "blue")
+    assert set(loaded) == {"True"}
+    assert len(client.servers()) == 1
+
+
+def test_exit_codes_and_errors_come_back(client: Client) -> None:
+    assert client.run("code").returncode == 3
+    broken = client.run("break")
+    assert broken.returncode == 1
+    assert "ZeroDivisionError" in broken.stderr
+
+
+def test_edited_code_takes_effect(client: Client) -> None:
+    path = client.root / "stages" / "tell.py"
+    path.write_text(STAGE.replace("return 3", "return 4"))
+    assert client.run("code").returncode == 4
+    path.write_text(STAGE)
+    assert len(client.servers()) == 1, "the server need not start again for that"
+
+
+def test_killed_stage_takes_its_cell_with_it(client: Client) -> None:
+    process, cell = client.start_sleeping()
+    assert cell != process.pid
+    process.kill()
+    process.wait()
+    assert gone(cell)
+
+
+def test_interrupt_reaches_the_cell(client: Client) -> None:
+    process, cell = client.start_sleeping()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "interrupted" in errors
+    assert gone(cell)
+
+
+def test_can_be_turned_off(client: Client) -> None:
+    done = client.run("tell", EFFICIENTLLM_PRELOAD="0")
+    assert done.stdout.split()[3] == "False"
+
+
+def test_other_surroundings_get_another_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = preload._identity()
+    assert preload._identity() == before
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert preload._identity() != before
+
+
+def test_runtime_folder_too_long_for_a_socket_is_no_obstacle(client: Client) -> None:
+    long = client.root / ("x" * 120)
+    long.mkdir()
+    done = client.run("tell", XDG_RUNTIME_DIR=str(long))
+    assert done.returncode == 0, done.stderr
