@@ -119,7 +119,7 @@ def _folder() -> Path:
     """Folder of the server that fits this process, readable by its user alone."""
     runtime = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
     if len(os.fsencode(runtime)) > _LONGEST_RUNTIME_FOLDER:
-        runtime = Path("/tmp")  # noqa: S108 - the folder below it is the user's alone
+        runtime = Path("/tmp")
     parent = runtime / f"efficientllm-{os.getuid()}"
     folder = parent / _identity()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
