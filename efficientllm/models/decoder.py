@@ -33,7 +33,7 @@ class Decoder(nn.Module):
     """A causal language model.
 
     Weights are drawn from torch's default generator as in GPT-2: normal with deviation 0.02, and for the projections
-    that write to the residual stream 0.02 / sqrt(2 layers); embeddings have the configured deviation.
+    that write to the residual stream 0.02 / sqrt(2 layers); the token embedding has the configured deviation.
 
     Args:
         config: Shape and components.
@@ -75,9 +75,8 @@ class Decoder(nn.Module):
                 nn.init.normal_(parameter, std=residual_deviation if id(parameter) in residual else _INITIAL_DEVIATION)
             else:
                 nn.init.ones_(parameter)
+        nn.init.normal_(self.embed_tokens.weight, std=self.config.embedding_deviation)
         for module in self.modules():
-            if isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=self.config.embedding_deviation)
             if isinstance(module, Component):
                 module.initialize()
 
