@@ -107,12 +107,13 @@ def _measure(configuration: Configuration, axis: registry.Axis, cell: str) -> Fi
     findings = Findings(facts, information=information)
     if trained is not None:
         _training_values(configuration, axis, cell, trained, meter, findings)
-    task_scores = _quality(configuration, axis, decoder, device, findings)
-    # one batch is served unmeasured, so that its one-off costs are not in the times of its tokens
+    # serving comes before the evaluation, whose large batches leave memory behind in the process; and one batch is
+    # served unmeasured, so that its one-off costs are not in the times of its tokens
     timed_generation(decoder, settings, device)
     times = [timed_generation(decoder, settings, device).token_times for _ in range(settings.repeats)]
     served = measure_workload(serving_workload(decoder, settings, device), settings, meter, memory)
     _serving_values(axis, served, times, meter, configuration, findings)
+    task_scores = _quality(configuration, axis, decoder, device, findings)
     _compression(configuration, axis, cell, task_scores, device, findings)
     return findings
 
