@@ -10,7 +10,9 @@ LEFT_OUT = {"efficientllm", "pip", "setuptools", "wheel"}
 
 def main() -> None:
     """Freezes the environment; torch's build (`+cpu`) is left to the set-up."""
-    frozen = subprocess.run([sys.executable, "-m", "pip", "freeze", "--exclude-editable"], capture_output=True, text=True, check=True)
+    frozen = subprocess.run(
+        [sys.executable, "-m", "pip", "freeze", "--exclude-editable"], capture_output=True, text=True, check=True
+    )
     lines = []
     for line in frozen.stdout.splitlines():
         name, separator, version = line.partition("==")

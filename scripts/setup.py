@@ -26,7 +26,10 @@ def main() -> int:
     """Sets the environment up; returns an exit code."""
     if sys.version_info < OLDEST_PYTHON:
         found, wanted = platform.python_version(), ".".join(map(str, OLDEST_PYTHON))
-        print(f"error: Python {wanted} or newer is needed, and this is {found}: PYTHON=python3.12 make repro", file=sys.stderr)
+        print(
+            f"error: Python {wanted} or newer is needed, and this is {found}: PYTHON=python3.12 make repro",
+            file=sys.stderr,
+        )
         return 1
     stamp = _fingerprint()
     if STAMP.exists() and STAMP.read_text() == stamp:
@@ -38,7 +41,10 @@ def main() -> int:
         _install_torch()
         _pip("-c", str(ROOT / "constraints.txt"), "-e", f"{ROOT}[{EXTRAS}]")
     except subprocess.CalledProcessError as error:
-        print(f"error: this step failed, see above; run the same command again to go on: {' '.join(error.cmd)}", file=sys.stderr)
+        print(
+            f"error: this step failed, see above; run the same command again to go on: {' '.join(error.cmd)}",
+            file=sys.stderr,
+        )
         return 1
     STAMP.write_text(stamp)
     return 0
@@ -46,7 +52,9 @@ def main() -> int:
 
 def _fingerprint() -> str:
     sources = [ROOT / "pyproject.toml", ROOT / "constraints.txt", Path(__file__)]
-    content = b"".join(source.read_bytes() for source in sources) + sys.version.encode() + str(_has_nvidia_gpu()).encode()
+    content = (
+        b"".join(source.read_bytes() for source in sources) + sys.version.encode() + str(_has_nvidia_gpu()).encode()
+    )
     return hashlib.sha256(content).hexdigest()
 
 
@@ -55,7 +63,9 @@ def _python() -> Path:
 
 
 def _pip(*arguments: str) -> None:
-    subprocess.run([str(_python()), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments], check=True)
+    subprocess.run(
+        [str(_python()), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments], check=True
+    )
 
 
 def _has_nvidia_gpu() -> bool:

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from efficientllm.models.build import build_decoder
-from efficientllm.models.config import DecoderConfig
-from efficientllm.models.decoder import Decoder
 from torch.nn import functional as F
 
 from efficientllm.data.prompts import EncodedQuestion
 from efficientllm.evaluation.perplexity import spread_windows, window_losses
 from efficientllm.evaluation.task import score_questions
+from efficientllm.models.build import build_decoder
+from efficientllm.models.config import DecoderConfig
+from efficientllm.models.decoder import Decoder
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+
 from efficientllm.models.build import build_decoder
 from efficientllm.models.config import DecoderConfig
-
 from efficientllm.serving.engine import generate
 
 
