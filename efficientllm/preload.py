@@ -67,6 +67,8 @@ def run_preloaded(module: str) -> int | None:
     except OSError as error:
         print(f"no preloaded process ({error}): importing the libraries here", file=sys.stderr)
         return None
+    if (folder / "refused").exists():
+        return None  # a server found that it cannot serve processes like this one
     connection = _connect(folder)
     if connection is None:
         _start(folder)
@@ -164,8 +166,6 @@ def _connect(folder: Path) -> socket.socket | None:
 
 def _start(folder: Path) -> None:
     """Starts a server in a session of its own, so that Ctrl-C in the terminal reaches the stages and not it."""
-    with contextlib.suppress(FileNotFoundError):
-        (folder / "refused").unlink()
     # without this torch asks the CUDA driver itself whether there is a GPU, and a forked process cannot use it then
     environment = {**os.environ, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
     subprocess.Popen(
@@ -186,7 +186,7 @@ def serve(folder: str) -> None:
         for name in _LIBRARIES:
             importlib.import_module(name)
         _detect_hardware()
-        if _touched_a_device() or threading.active_count() > 1:
+        if threading.active_count() > 1 or not _forked_process_can_compute():
             (place / "refused").touch()
             return
         path = place / "socket"
@@ -213,9 +213,21 @@ def _detect_hardware() -> None:
         tracker.stop_task("detect")
 
 
-def _touched_a_device() -> bool:
-    """Says whether importing has loaded the CUDA driver, after which a forked process could not use the GPU."""
-    return "libcuda.so" in Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
+def _forked_process_can_compute() -> bool:
+    """Tries a forked process on the GPU: had an import initialised CUDA here, none of them could use it."""
+    import torch
+
+    if not torch.cuda.is_available():  # asks NVML, see `_start`
+        return True
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            torch.zeros(1, device="cuda").cpu()
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 class _Server:
@@ -292,6 +304,9 @@ def _become(request: dict[str, object], descriptors: list[int]) -> None:
     import traceback
 
     os.setsid()
+    # whoever started the server may have had it ignore them, as shells do for what runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for target, descriptor in enumerate(descriptors):
         os.dup2(descriptor, target)
         os.close(descriptor)
