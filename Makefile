@@ -26,5 +26,10 @@ check: setup ## lint, formatting and types
 	ruff format --check .
 	mypy
 
-lock: setup ## write the versions of .venv into constraints.txt
+# without the constraints, which a changed pyproject.toml may contradict; uv, since the set-up may need it
+lock: | .venv ## let .venv follow pyproject.toml and write its versions into constraints.txt
+	python -m pip install --quiet -e '.[dev,hub]' uv
 	python scripts/lock.py
+
+.venv:
+	@$(PYTHON) scripts/setup.py

@@ -5,14 +5,14 @@ import sys
 from pathlib import Path
 
 HEADER = "# Versions that this release is tested with, as pip constraints: name==version. Refresh with `make lock`.\n"
-LEFT_OUT = {"efficientllm", "pip", "setuptools", "wheel"}
+LEFT_OUT = {"efficientllm", "pip", "wheel"}
 
 
 def main() -> None:
     """Freezes the environment; torch's build (`+cpu`) is left to the set-up."""
-    frozen = subprocess.run(
-        [sys.executable, "-m", "pip", "freeze", "--exclude-editable"], capture_output=True, text=True, check=True
-    )
+    # --all: setuptools, which torch needs, is left out of the list otherwise
+    command = [sys.executable, "-m", "pip", "freeze", "--all", "--exclude-editable"]
+    frozen = subprocess.run(command, capture_output=True, text=True, check=True)
     lines = []
     for line in frozen.stdout.splitlines():
         name, separator, version = line.partition("==")

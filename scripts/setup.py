@@ -2,7 +2,10 @@
 
 Needs only the Python that runs it. torch comes first, in the build that fits the machine: a CPU build where there is no
 NVIDIA GPU, since the CUDA build is several gigabytes; the CUDA build where there is one. Nothing happens when the
-environment is up to date.
+environment is up to date. Another Python, or a GPU that came or went, makes the environment anew: pip would take the
+torch that is there for the one that is wanted.
+
+Annotations stay plain, so that an old Python can read this far and say that it is too old.
 """
 
 import hashlib
@@ -18,6 +21,7 @@ from pathlib import Path
 OLDEST_PYTHON = (3, 11)
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = ROOT / ".venv"
+CONSTRAINTS = ROOT / "constraints.txt"
 STAMP = ENVIRONMENT / "efficientllm-setup"
 EXTRAS = "dev"
 
@@ -31,31 +35,56 @@ def main() -> int:
             file=sys.stderr,
         )
         return 1
-    stamp = _fingerprint()
-    if STAMP.exists() and STAMP.read_text() == stamp:
+    machine, locked = _machine(), _fingerprint()
+    done = STAMP.read_text().split("\n") if STAMP.exists() else [""]
+    if done == [machine, locked]:
         return 0
-    print(f"setting up {ENVIRONMENT}: a few minutes and about 2 GB on a CPU, more with CUDA", flush=True)
-    if not _python().exists():
-        venv.create(ENVIRONMENT, with_pip=True, clear=ENVIRONMENT.exists())
-    try:
-        _install_torch()
-        _pip("-c", str(ROOT / "constraints.txt"), "-e", f"{ROOT}[{EXTRAS}]")
-    except subprocess.CalledProcessError as error:
+    if ENVIRONMENT.exists() and not STAMP.exists():
         print(
-            f"error: this step failed, see above; run the same command again to go on: {' '.join(error.cmd)}",
+            f"error: {ENVIRONMENT} was not made by this script: move it away or delete it, then try again",
             file=sys.stderr,
         )
         return 1
-    STAMP.write_text(stamp)
+    print(f"setting up {ENVIRONMENT}: a few minutes and about 2 GB on a CPU, more with CUDA", flush=True)
+    try:
+        if done[0] != machine:
+            _make_environment()
+            STAMP.write_text(machine)
+        _install_torch()
+        _pip("-c", str(CONSTRAINTS), "-e", f"{ROOT}[{EXTRAS}]")
+    except subprocess.CalledProcessError as error:
+        print((error.output or b"").decode(errors="replace"), end="", file=sys.stderr)
+        print(
+            f"error: this step failed, see above; run the same command again to go on: {_shown(error.cmd)}",
+            file=sys.stderr,
+        )
+        return 1
+    STAMP.write_text(f"{machine}\n{locked}")
     return 0
 
 
+def _machine() -> str:
+    """Names what an environment cannot change after it is made."""
+    return f"Python {platform.python_version()}, {'NVIDIA GPU' if _has_nvidia_gpu() else 'no NVIDIA GPU'}"
+
+
 def _fingerprint() -> str:
-    sources = [ROOT / "pyproject.toml", ROOT / "constraints.txt", Path(__file__)]
-    content = (
-        b"".join(source.read_bytes() for source in sources) + sys.version.encode() + str(_has_nvidia_gpu()).encode()
-    )
-    return hashlib.sha256(content).hexdigest()
+    sources = [ROOT / "pyproject.toml", CONSTRAINTS, Path(__file__)]
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
+
+
+def _make_environment() -> None:
+    if ENVIRONMENT.exists():
+        shutil.rmtree(ENVIRONMENT)
+    ENVIRONMENT.mkdir()
+    # marks the folder as ours from the start: what a killed set-up leaves is made anew by the next
+    STAMP.write_text("unfinished")
+    # in this process, since the Python that runs it may be the one of the environment just removed
+    venv.create(ENVIRONMENT, with_pip=True)
+
+
+def _shown(command: object) -> str:
+    return " ".join(map(str, command)) if isinstance(command, (list, tuple)) else str(command)
 
 
 def _python() -> Path:
@@ -77,7 +106,7 @@ def _has_nvidia_gpu() -> bool:
 
 
 def _locked_torch() -> str:
-    found = re.search(r"^torch==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    found = re.search(r"^torch==(\S+)$", CONSTRAINTS.read_text(), re.MULTILINE)
     if found is None:
         raise SystemExit("error: constraints.txt names no version of torch")
     return found[1]
@@ -88,19 +117,21 @@ def _install_torch() -> None:
     version = _locked_torch()
     if sys.platform == "linux" and not _has_nvidia_gpu():
         print("no NVIDIA GPU: looking for a CPU build of torch", flush=True)
-        if _try([str(_python()), "-m", "pip", "install", "--quiet", f"torch=={version}+cpu"]):
+        # most machines' pip offers none, which is no fault to show
+        if _try("-m", "pip", "install", "--quiet", f"torch=={version}+cpu", stderr=subprocess.DEVNULL):
             return
         # uv knows where PyTorch keeps its CPU builds
-        _pip("uv")
-        if _try([str(_python()), "-m", "uv", "pip", "install", "--python", str(_python()),
-                 "--torch-backend=cpu", f"torch=={version}"]):  # fmt: skip
+        uv = ("-m", "uv", "pip", "install", "--quiet", "--python", str(_python()), "--torch-backend=cpu")
+        if _try("-m", "pip", "install", "--quiet", "-c", str(CONSTRAINTS), "uv") and _try(*uv, f"torch=={version}"):
             return
-        print("no CPU build can be had: installing the standard build, several gigabytes with CUDA", flush=True)
+        print(
+            "no CPU build can be had, see above: installing the standard build, several gigabytes with CUDA", flush=True
+        )
     _pip(f"torch=={version}")
 
 
-def _try(command: list[str]) -> bool:
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+def _try(*arguments: str, stderr: "int | None" = None) -> bool:
+    return subprocess.run([str(_python()), *arguments], stderr=stderr, check=False).returncode == 0
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ FILES = [ROOT / name for name in LISTED if name and (ROOT / name).is_file()]
 SOURCES = [path for path in FILES if path.suffix == ".py" and not path.is_relative_to(ROOT / "tests")]
 
 FORBIDDEN = {
-    "pickle": r"\bimport pickle\b|\bpickle\.loads?\(|allow_pickle=True",
+    "pickle": r"\b(import|from) (pickle|cloudpickle|dill|joblib|shelve)\b|\bpickle\.loads?\(|read_pickle\(|allow_pickle=True",
     "torch.load without weights_only": r"torch\.load\((?![^)]*weights_only=True)",
     "remote code": r"trust_remote_code\s*=\s*True",
     "a shell": r"shell\s*=\s*True|os\.system\(|os\.popen\(",
