@@ -40,7 +40,6 @@ _LIBRARIES = (
     "codecarbon",
     "transformers",
     "transformers.modeling_utils",
-    "peft",
 )
 _DISTRIBUTIONS = ("torch", "numpy", "safetensors", "codecarbon", "transformers", "peft", "bitsandbytes")
 _PREFIXES = ("OMP_", "GOMP_", "MKL_", "KMP_", "OPENBLAS_", "CUDA_", "NVIDIA_", "NCCL_", "TORCH", "PYTORCH_", "TRITON_", "HF_",
@@ -185,6 +184,8 @@ def serve(folder: str) -> None:
             return  # another server is there, or coming up
         for name in _LIBRARIES:
             importlib.import_module(name)
+        if not _has_cuda():
+            importlib.import_module("peft")  # it imports bitsandbytes, which initialises CUDA where it can
         _detect_hardware()
         if threading.active_count() > 1 or not _forked_process_can_compute():
             (place / "refused").touch()
@@ -213,14 +214,20 @@ def _detect_hardware() -> None:
         tracker.stop_task("detect")
 
 
-def _forked_process_can_compute() -> bool:
-    """Tries a forked process on the GPU: had an import initialised CUDA here, none of them could use it."""
+def _has_cuda() -> bool:
     import torch
 
-    if not torch.cuda.is_available():  # asks NVML, see `_start`
+    return torch.cuda.is_available()  # asks NVML and leaves CUDA alone, see `_start`
+
+
+def _forked_process_can_compute() -> bool:
+    """Tries a forked process on the GPU: had an import initialised CUDA here, none of them could use it."""
+    if not _has_cuda():
         return True
     pid = os.fork()
     if pid == 0:
+        import torch
+
         code = 1
         try:
             torch.zeros(1, device="cuda").cpu()
