@@ -5,18 +5,22 @@ size, H query heads, K key-value heads, G = H / K, D head size, I intermediate s
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import nn
 
 from efficientllm.config.options import checked_options
 from efficientllm.config.schema import Section
+from efficientllm.errors import ParameterError
 from efficientllm.models.config import DecoderConfig
 
 LayerState: TypeAlias = dict[str, torch.Tensor]
 """What one layer keeps between decoding steps: preallocated tensors whose first dimension is the batch."""
+
+Kernel: TypeAlias = Literal["auto", "reference", "fast"]
+"""Which implementation a component runs: the plain one, the fast one, or the fast one where it can run."""
 
 Rotation: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 """Cosines and sines (negative in the first half of a head), each broadcastable to `[B, T, H, D]`."""
@@ -36,6 +40,9 @@ class Span:
         causal: Whether attention is plain causal attention of this pass to itself, with no mask beside it.
         attention_mask: Boolean mask (True = attends) or additive scores, broadcastable to `[B, H, T, S]`, or None.
         rotation: The rotation of queries and keys at these positions, or None.
+        bias_by_distance_hp: Scores added to the attention's by distance between query and key, `[H, P]` with P > every
+            distance, where the position encoding is one and no mask carries it; None otherwise.
+        shared: Tensors that an earlier layer of this pass left for later ones.
     """
 
     start: int
@@ -47,6 +54,8 @@ class Span:
     causal: bool = True
     attention_mask: torch.Tensor | None = None
     rotation: Rotation | None = None
+    bias_by_distance_hp: torch.Tensor | None = None
+    shared: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def end(self) -> int:
@@ -61,16 +70,50 @@ class NoOptions(Section):
 class Component(nn.Module):
     """Base of mixers, positional encodings and feed-forward layers.
 
+    A component whose mathematics has a fast implementation beside the plain one names both, says in `fast_obstacle`
+    where the fast one cannot run, and asks `runs_fast` which of them to run.
+
     Args:
         config: The decoder's configuration.
     """
 
     kind: str
     Options: type[Section] = NoOptions
+    reference_kernel: str = "plain PyTorch"
+    fast_kernel: str | None = None
+    """What the fast implementation is, as records show it; None where there is but one."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.options: Any = self.checked_options(config)
+        self.kernel: Kernel = "auto"
+
+    def fast_obstacle(self, device: torch.device) -> str | None:
+        """Says why the fast implementation cannot run on a device; None where it can."""
+        del device
+        return None
+
+    def runs_fast(self, device: torch.device) -> bool:
+        """Whether the fast implementation is the one to run on a device.
+
+        Raises:
+            ParameterError: It is asked for (`kernel: fast`) and cannot run.
+        """
+        if self.fast_kernel is None or self.kernel == "reference":
+            return False
+        obstacle = self.fast_obstacle(device)
+        if obstacle is not None and self.kernel == "fast":
+            raise ParameterError(f"kernel 'fast': {self.fast_kernel} {obstacle}; use kernel 'auto' or 'reference'")
+        return obstacle is None
+
+    def kernel_description(self, device: torch.device) -> str:
+        """Says which implementation runs on a device, and why where it is not the fast one."""
+        if self.fast_kernel is None:
+            return self.reference_kernel
+        if self.runs_fast(device):
+            return self.fast_kernel
+        reason = "asked for" if self.kernel == "reference" else f"{self.fast_kernel} {self.fast_obstacle(device)}"
+        return f"{self.reference_kernel} ({reason})"
 
     @classmethod
     def checked_options(cls, config: DecoderConfig) -> Any:
