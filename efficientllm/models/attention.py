@@ -1,9 +1,12 @@
-"""Softmax attention with shared key and value heads: the common part of the mixers `mha`, `gqa` and `mqa`.
+"""Softmax attention with shared key and value heads: the common part of the attention mixers.
 
 Vaswani et al. 2017, arXiv 1706.03762, equation 1; grouped heads: Ainslie et al. 2023, arXiv 2305.13245. Query head h
 reads key-value head h // (H / K).
 """
 
+import functools
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,48 +19,119 @@ from efficientllm.models.interfaces import LayerState, Mixer, Rotation, Span
 
 
 def rotate(x_bthd: torch.Tensor, rotation: Rotation) -> torch.Tensor:
-    """Rotates pairs (i, i + D / 2) of each head: [a cos - b sin, b cos + a sin], Llama's layout of RoPE.
+    """Rotates pairs (i, i + R / 2) of each head's first R numbers: [a cos - b sin, b cos + a sin], Llama's RoPE layout.
 
     Args:
         x_bthd: Queries or keys.
-        rotation: Cosines and signed sines, broadcastable to `[B, T, H, D]`.
+        rotation: Cosines and signed sines, broadcastable to `[B, T, H, R]`; R = D unless the rotation is partial.
     """
     cosine, signed_sine = rotation
-    return torch.addcmul(x_bthd * cosine, x_bthd.roll(x_bthd.shape[-1] // 2, dims=-1), signed_sine)
+    width = cosine.shape[-1]
+    if width < x_bthd.shape[-1]:
+        rotated = rotate(x_bthd[..., :width], rotation)
+        return torch.cat((rotated, x_bthd[..., width:]), dim=-1)
+    return torch.addcmul(x_bthd * cosine, x_bthd.roll(width // 2, dims=-1), signed_sine)
 
 
-def attend(q_bhtd: torch.Tensor, k_bksd: torch.Tensor, v_bksd: torch.Tensor, span: Span) -> torch.Tensor:
-    """Computes softmax(Q K^T / sqrt(D) + mask) V with PyTorch's fused kernels.
+def attend(
+    q_bhtd: torch.Tensor,
+    k_bksd: torch.Tensor,
+    v_bkse: torch.Tensor,
+    span: Span,
+    *,
+    scale: float | None = None,
+    fast: bool = True,
+) -> torch.Tensor:
+    """Computes softmax(scale Q K^T + mask) V.
 
     Args:
         q_bhtd: Queries.
         k_bksd: Keys, with K dividing H.
-        v_bksd: Values.
-        span: Supplies the causal flag and the mask.
+        v_bkse: Values, whose width E may differ from that of the keys.
+        span: Supplies the causal flag, the mask, and the bias by distance.
+        scale: Factor of the scores; 1 / sqrt(D) by default.
+        fast: Whether PyTorch's fused kernels compute it, or plain matrix products and a softmax.
 
     Returns:
-        Attention output `[B, H, T, D]`.
+        Attention output `[B, H, T, E]`.
     """
-    batch, heads, length, width = q_bhtd.shape
+    batch, heads, length, _ = q_bhtd.shape
     groups = heads // k_bksd.shape[1]
     mask = span.attention_mask
+    if span.bias_by_distance_hp is not None:
+        return _biased_attention(q_bhtd, k_bksd, v_bkse, span.bias_by_distance_hp, scale)
+    if not fast:
+        k_bksd, v_bkse = (x.repeat_interleave(groups, dim=1) for x in (k_bksd, v_bkse))
+        return _plain_attention(q_bhtd, k_bksd, v_bkse, span, scale)
     if groups == 1:
-        return F.scaled_dot_product_attention(q_bhtd, k_bksd, v_bksd, attn_mask=mask, is_causal=span.causal)
+        return F.scaled_dot_product_attention(
+            q_bhtd, k_bksd, v_bkse, attn_mask=mask, is_causal=span.causal, scale=scale
+        )
     if length == 1:
         # one query per head: the queries of a group stand in as the sequence, and nothing is copied on any kernel
         if mask is not None and mask.shape[1] == heads:
             mask = mask.view(mask.shape[0], -1, groups, mask.shape[-1])
-        folded = q_bhtd.reshape(batch, -1, groups, width)
-        out = F.scaled_dot_product_attention(folded, k_bksd, v_bksd, attn_mask=mask)
-        return out.reshape(batch, heads, 1, width)
+        folded = q_bhtd.reshape(batch, -1, groups, q_bhtd.shape[-1])
+        out = F.scaled_dot_product_attention(folded, k_bksd, v_bkse, attn_mask=mask, scale=scale)
+        return out.reshape(batch, heads, 1, -1)
     if q_bhtd.device.type == "cuda" and (mask is not None or q_bhtd.dtype == torch.float32):
         # CUDA's grouped kernel is the flash kernel, which takes neither masks nor float32; without it, PyTorch would
         # fall back to writing out the scores of every head
-        k_bksd, v_bksd = (x.repeat_interleave(groups, dim=1) for x in (k_bksd, v_bksd))
-        return F.scaled_dot_product_attention(q_bhtd, k_bksd, v_bksd, attn_mask=mask, is_causal=span.causal)
+        k_bksd, v_bkse = (x.repeat_interleave(groups, dim=1) for x in (k_bksd, v_bkse))
+        return F.scaled_dot_product_attention(
+            q_bhtd, k_bksd, v_bkse, attn_mask=mask, is_causal=span.causal, scale=scale
+        )
     return F.scaled_dot_product_attention(
-        q_bhtd, k_bksd, v_bksd, attn_mask=mask, is_causal=span.causal, enable_gqa=True
+        q_bhtd, k_bksd, v_bkse, attn_mask=mask, is_causal=span.causal, scale=scale, enable_gqa=True
     )
+
+
+def _plain_attention(
+    q_bhtd: torch.Tensor, k_bhsd: torch.Tensor, v_bhse: torch.Tensor, span: Span, scale: float | None
+) -> torch.Tensor:
+    """Attention as its equation reads; it holds the scores `[B, H, T, S]`."""
+    scores = q_bhtd @ k_bhsd.transpose(-1, -2) * (scale or 1 / math.sqrt(q_bhtd.shape[-1]))
+    mask = span.attention_mask
+    if span.causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    return scores.softmax(dim=-1, dtype=torch.float32).to(v_bhse.dtype) @ v_bhse
+
+
+def _biased_attention(
+    q_bhtd: torch.Tensor, k_bksd: torch.Tensor, v_bkse: torch.Tensor, bias_hp: torch.Tensor, scale: float | None
+) -> torch.Tensor:
+    """Causal attention whose scores get a bias by distance inside the kernel, so that no T x T tensor exists."""
+
+    def add_bias(score: Any, batch: Any, head: Any, query: Any, key: Any) -> Any:
+        del batch
+        return score + bias_hp[head, (query - key).clamp(min=0)]
+
+    mask = _causal_blocks(q_bhtd.shape[2], q_bhtd.device)
+    return _flex_attention()(
+        q_bhtd, k_bksd, v_bkse, score_mod=add_bias, block_mask=mask, scale=scale, enable_gqa=True
+    )
+
+
+@functools.cache
+def _flex_attention() -> Callable[..., torch.Tensor]:
+    """FlexAttention (He et al. 2024, arXiv 2412.05496), compiled: uncompiled it would write out all scores."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    compiled: Callable[..., torch.Tensor] = torch.compile(flex_attention, dynamic=False)
+    return compiled
+
+
+@functools.lru_cache(maxsize=8)
+def _causal_blocks(length: int, device: torch.device) -> Any:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def causal(batch: Any, head: Any, query: Any, key: Any) -> Any:
+        del batch, head
+        return query >= key
+
+    return create_block_mask(causal, None, None, length, length, device=str(device))
 
 
 class GroupedAttention(Mixer):
@@ -68,24 +142,31 @@ class GroupedAttention(Mixer):
     Args:
         config: The decoder's configuration.
         key_value_heads: K, a divisor of the number of heads.
+        bias: Whether the projections have biases.
+        rotary_fraction: Share of each head that a positional encoding may rotate.
 
     Raises:
         ParameterError: The heads do not divide the hidden size, or the key-value heads the heads.
     """
 
-    def __init__(self, config: DecoderConfig, key_value_heads: int) -> None:
+    reference_kernel = "softmax of all scores"
+    fast_kernel = "fused attention"
+
+    def __init__(
+        self, config: DecoderConfig, key_value_heads: int, *, bias: bool = False, rotary_fraction: float = 1.0
+    ) -> None:
         super().__init__(config)
         if config.hidden_size % config.heads:
             raise ParameterError(f"hidden_size {config.hidden_size} is not a multiple of heads {config.heads}")
         if config.heads % key_value_heads:
             raise ParameterError(f"heads {config.heads} is not a multiple of key_value_heads {key_value_heads}")
         self.heads, self.key_value_heads, self.head_dim = config.heads, key_value_heads, config.head_dim
-        self.rotary_dim = config.head_dim
+        self.rotary_dim = int(config.head_dim * rotary_fraction)
         width, shared = config.hidden_size, key_value_heads * config.head_dim
-        self.q_proj = nn.Linear(width, width, bias=False)
-        self.k_proj = nn.Linear(width, shared, bias=False)
-        self.v_proj = nn.Linear(width, shared, bias=False)
-        self.o_proj = nn.Linear(width, width, bias=False)
+        self.q_proj = nn.Linear(width, width, bias=bias)
+        self.k_proj = nn.Linear(width, shared, bias=bias)
+        self.v_proj = nn.Linear(width, shared, bias=bias)
+        self.o_proj = nn.Linear(width, width, bias=bias)
 
     def forward(self, hidden_btc: torch.Tensor, span: Span, state: LayerState | None) -> torch.Tensor:
         """Attends from each token of `hidden_btc` to itself and to all earlier ones, those of the state included."""
@@ -100,7 +181,7 @@ class GroupedAttention(Mixer):
             state["keys"][:, :, span.start : span.end] = k
             state["values"][:, :, span.start : span.end] = v
             k, v = state["keys"][:, :, : span.end], state["values"][:, :, : span.end]
-        out = attend(q, k, v, span)
+        out = attend(q, k, v, span, fast=self.runs_fast(hidden_btc.device))
         return self.o_proj(out.transpose(1, 2).reshape(batch, length, width))
 
     def new_cache(self, batch_size: int, max_length: int, dtype: torch.dtype, device: Any) -> LayerState:
@@ -120,3 +201,7 @@ class GroupedAttention(Mixer):
     def cache_elements_per_token(self) -> int:
         """Numbers kept per token: a key and a value for each key-value head."""
         return 2 * self.key_value_heads * self.head_dim
+
+    def applies_bias(self, device: torch.device) -> bool:
+        """On a GPU the fused kernel takes the bias; on a CPU PyTorch's has no gradient for it."""
+        return device.type == "cuda" and self.runs_fast(device)

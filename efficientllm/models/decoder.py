@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from efficientllm.models.cache import BlockState, DecodingCache
 from efficientllm.models.components import component
 from efficientllm.models.config import DecoderConfig
-from efficientllm.models.interfaces import Block, Component, Position, Span
+from efficientllm.models.interfaces import Block, Component, Mixer, Position, Span
 
 _INITIAL_DEVIATION = 0.02
 
@@ -33,7 +33,8 @@ class Decoder(nn.Module):
     """A causal language model.
 
     Weights are drawn from torch's default generator as in GPT-2: normal with deviation 0.02, and for the projections
-    that write to the residual stream 0.02 / sqrt(2 layers); the token embedding has the configured deviation.
+    that write to the residual stream 0.02 / sqrt(2 layers); biases are zero, norms one; the token embedding has the
+    configured deviation.
 
     Args:
         config: Shape and components.
@@ -60,6 +61,14 @@ class Decoder(nn.Module):
         """Lists the residual blocks."""
         return [cast(Block, layer) for layer in self.layers]
 
+    def components(self) -> list[Component]:
+        """Lists the mixers, feed-forward layers and positional encodings."""
+        return [module for module in self.modules() if isinstance(module, Component)]
+
+    @property
+    def _mixer(self) -> Mixer:
+        return self.blocks()[0].mixer
+
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draws all weights anew, then lets each component draw those that want a law of their own."""
@@ -70,15 +79,16 @@ class Decoder(nn.Module):
             for part in (block.mixer, block.feedforward)
             for weight in part.residual_projections()
         }
-        for parameter in self.parameters():
+        for name, parameter in self.named_parameters():
             if parameter.dim() > 1:
                 nn.init.normal_(parameter, std=residual_deviation if id(parameter) in residual else _INITIAL_DEVIATION)
+            elif name.endswith(".bias"):
+                nn.init.zeros_(parameter)
             else:
                 nn.init.ones_(parameter)
         nn.init.normal_(self.embed_tokens.weight, std=self.config.embedding_deviation)
-        for module in self.modules():
-            if isinstance(module, Component):
-                module.initialize()
+        for part in self.components():
+            part.initialize()
 
     def hidden_states(
         self,
@@ -169,15 +179,18 @@ class Decoder(nn.Module):
 
     def _share(self, span: Span, hidden_btc: torch.Tensor) -> None:
         """Computes once what all layers need: the rotation, and the mask or bias of the attention scores."""
-        device = hidden_btc.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_btc.dtype
+        device = hidden_btc.device
+        autocast = torch.is_autocast_enabled(device.type)
+        dtype = torch.get_autocast_dtype(device.type) if autocast else hidden_btc.dtype
         like = torch.empty(0, dtype=dtype, device=hidden_btc.device)
-        span.rotation = self.position.rotation(span, self.blocks()[0].mixer.rotary_dim, like)
+        span.rotation = self.position.rotation(span, self._mixer.rotary_dim, like)
         span.attention_mask = _attention_mask(span, hidden_btc.device)
-        bias_bhts = self.position.attention_bias(span, like)
-        if bias_bhts is not None:
+        bias_hp = self.position.bias_by_distance(span.end, like)
+        if bias_hp is not None and span.attention_mask is None and span.start == 0 and self._mixer.applies_bias(device):
+            span.bias_by_distance_hp = bias_hp
+        elif bias_hp is not None:
             visible = _causal_mask(span, hidden_btc.device) if span.attention_mask is None else span.attention_mask
-            span.attention_mask = bias_bhts.masked_fill(~visible, -torch.inf)
+            span.attention_mask = _spread(bias_hp, span).masked_fill(~visible, -torch.inf)
         span.causal = span.attention_mask is None and span.length > 1
 
 
@@ -212,6 +225,15 @@ def _causal_mask(span: Span, device: torch.device) -> torch.Tensor:
     """True where key s is not later than query t, `[1, 1, T, S]`."""
     queries = torch.arange(span.start, span.end, device=device)
     return (torch.arange(span.end, device=device) <= queries[:, None])[None, None]
+
+
+def _spread(bias_hp: torch.Tensor, span: Span) -> torch.Tensor:
+    """Spreads a bias by distance over queries and keys, `[B or 1, H, T, S]`; keys after their query get any value."""
+    keys = span.key_positions_bs
+    if keys is None:
+        keys = torch.arange(span.end, device=bias_hp.device)[None]
+    distance_bts = (keys[:, span.start :, None] - keys[:, None, :]).clamp_min(0)
+    return bias_hp[:, distance_bts].transpose(0, 1)
 
 
 def _attention_mask(span: Span, device: torch.device) -> torch.Tensor | None:

@@ -159,6 +159,11 @@ class Mixer(Component, ABC):
     def cache_elements_per_token(self) -> int:
         """Numbers that the state grows by with each token; 0 for a recurrent state."""
 
+    def applies_bias(self, device: torch.device) -> bool:
+        """Whether it adds a bias by distance to its scores itself, on this device, so that no mask need carry it."""
+        del device
+        return False
+
 
 class Feedforward(Component, ABC):
     """Transforms each token."""
@@ -196,9 +201,9 @@ class Position(Component):
         del span, rotary_dim, like
         return None
 
-    def attention_bias(self, span: Span, like: torch.Tensor) -> torch.Tensor | None:
-        """Returns scores `[B or 1, H, T, S]` that are added to the attention's."""
-        del span, like
+    def bias_by_distance(self, length: int, like: torch.Tensor) -> torch.Tensor | None:
+        """Returns scores to add to the attention's, by distance from key to query: `[H, P]` with P >= `length`."""
+        del length, like
         return None
 
 

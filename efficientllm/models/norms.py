@@ -25,7 +25,19 @@ class RMSNorm(nn.RMSNorm):
         if x.device.type == "cpu" and x.dtype == torch.float32 == self.weight.dtype:
             normalized: torch.Tensor = _CPUNorm.apply(x, self.weight, self.eps)
             return normalized
-        return F.rms_norm(x, self.normalized_shape, self.weight, self.eps)
+        # one type for both, else PyTorch leaves its fused kernel
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
+class LayerNorm(nn.LayerNorm):
+    """(x - mean) / sqrt(variance + epsilon) * w + b (Ba et al. 2016, arXiv 1607.06450).
+
+    Args:
+        width: Size of the last dimension.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, eps=1e-5)
 
 
 class _CPUNorm(torch.autograd.Function):

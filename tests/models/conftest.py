@@ -10,6 +10,22 @@ from efficientllm.models.build import build_decoder
 from efficientllm.models.config import DecoderConfig
 from efficientllm.models.decoder import Decoder
 
+FAMILIES: dict[str, dict[str, Any]] = {
+    "mqa": {"mixer": "mqa"},
+    "gqa": {"mixer": "gqa"},
+    "mha": {"mixer": "mha"},
+    "mla": {"mixer": "mla", "mixer_options": {"kv_lora_rank": 12, "qk_rope_head_dim": 4}},
+    "relative": {"position": "relative", "position_options": {"buckets": 8, "max_distance": 12}},
+    "pythia": {
+        "block": "parallel", "mixer": "gpt_neox", "feedforward": "gelu", "key_value_heads": 4, "tie_embeddings": False,
+        "mixer_options": {"rotary_fraction": 0.5},
+    },
+    "mamba2": {
+        "mixer": "mamba2", "position": "none", "mixer_options": {"head_dim": 16, "state_size": 8, "chunk": 4},
+    },
+}  # fmt: skip
+"""Every mixer, each in the decoder that it is ranked in."""
+
 MOE = {"experts": 4, "experts_per_token": 2, "load_balancing_weight": 0.02}
 
 

@@ -1,5 +1,7 @@
 """FLOPs equal PyTorch's own count, cache bytes those allocated, parameters those stored."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -12,18 +14,22 @@ from efficientllm.models.accounting import (
     mean_causal_context,
 )
 from efficientllm.models.build import build_decoder
+from tests.models.conftest import FAMILIES
 
-VARIANTS = [
+VARIANTS: list[dict[str, Any]] = [
     {"mixer": mixer, "feedforward": feedforward, "tie_embeddings": tied}
     for mixer in ("gqa", "mqa", "mha")
     for feedforward, tied in (("swiglu", True), ("swiglu", False), ("moe", True))
-]
+] + [FAMILIES["mla"], FAMILIES["pythia"], FAMILIES["relative"], FAMILIES["mamba2"]]
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: "-".join(map(str, variant.values())))
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: "-".join(str(value) for value in variant.values() if not isinstance(value, dict)))
 def test_flops_equal_the_counted(make_config, tokens, variant):
     config = make_config(**variant)
     decoder = build_decoder(config)
+    for part in decoder.components():
+        if part.fast_kernel != "fused attention" and part.kind == "mixer":
+            part.kernel = "reference"  # the recurrence is what the mathematics asks for
     # PyTorch counts all T x T scores, causal or not, and knows the plain attention kernel best
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as forward:
         output = decoder(tokens)
@@ -39,12 +45,15 @@ def test_mean_context():
     assert mean_causal_context(5) == sum(range(1, 6)) / 5
 
 
-@pytest.mark.parametrize("mixer", ["gqa", "mqa", "mha"])
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_cache_bytes(make_config, mixer, dtype):
-    config = make_config(mixer=mixer)
-    cache = build_decoder(config, device="meta").new_cache(3, 20, dtype=dtype)
-    assert cache.nbytes() == 3 * 20 * cache_bytes_per_token(config, dtype.itemsize)
+def test_cache_bytes(make_config, family, dtype):
+    config = make_config(**FAMILIES[family])
+    decoder = build_decoder(config, device="meta")
+    shorter, longer = (decoder.new_cache(3, length, dtype=dtype).nbytes() for length in (160, 320))
+    assert longer - shorter == 3 * 160 * cache_bytes_per_token(config, dtype.itemsize)
+    if family in ("mqa", "gqa", "mha", "mla", "relative", "pythia"):
+        assert longer == 2 * shorter
 
 
 def test_parameters(make_config):

@@ -9,11 +9,12 @@ import torch
 from efficientllm.errors import ParameterError
 from efficientllm.models.build import build_decoder
 from efficientllm.models.decoder import Decoder
-from efficientllm.models.interfaces import Position, Span
+from efficientllm.models.interfaces import Position
+from tests.models.conftest import FAMILIES
 
 COMBINATIONS = list(
     itertools.product(
-        ["gqa", "mqa", "mha"], ["rope", "sinusoidal", "learned", "none", "distance-bias"], ["swiglu", "moe"]
+        ["gqa", "mqa", "mha", "mla"], ["rope", "sinusoidal", "learned", "relative", "none", "distance-bias"], ["swiglu", "moe"]
     )
 )
 
@@ -21,12 +22,9 @@ COMBINATIONS = list(
 class DistanceBias(Position):
     """A bias of the scores by the distance between query and key, a different one for each head."""
 
-    def attention_bias(self, span: Span, like: torch.Tensor) -> torch.Tensor:
-        keys = torch.arange(span.end)[None] if span.key_positions_bs is None else span.key_positions_bs
-        queries = keys[:, span.start :]
-        distance = (queries[:, :, None] - keys[:, None, :]).to(like.dtype)
+    def bias_by_distance(self, length: int, like: torch.Tensor) -> torch.Tensor:
         slopes = torch.tensor([0.1, -0.2, 0.3, -0.4], dtype=like.dtype)
-        return slopes.view(1, -1, 1, 1) * distance.unsqueeze(1)
+        return slopes[:, None] * torch.arange(length).to(like.dtype)
 
 
 def build(make_decoder, make_config, mixer: str, position: str, feedforward: str) -> Decoder:
@@ -38,9 +36,18 @@ def build(make_decoder, make_config, mixer: str, position: str, feedforward: str
 
 
 @pytest.mark.parametrize(("mixer", "position", "feedforward"), COMBINATIONS)
-@torch.no_grad()
 def test_cached_decoding_padding_and_causality(make_decoder, make_config, tokens, mixer, position, feedforward):
-    decoder = build(make_decoder, make_config, mixer, position, feedforward)
+    check_decoding(build(make_decoder, make_config, mixer, position, feedforward), tokens)
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in ("gqa", "mqa", "mha", "mla", "relative")])
+def test_families_decode(make_decoder, tokens, family):
+    check_decoding(make_decoder(**FAMILIES[family]), tokens)
+
+
+@torch.no_grad()
+def check_decoding(decoder: Decoder, tokens: torch.Tensor) -> None:
+    """Cached chunks equal the whole, no token sees a later one, and padding on the left changes nothing."""
     full = decoder(tokens).logits
 
     cache = decoder.new_cache(3, 17)
@@ -80,9 +87,10 @@ def test_grouped_with_all_heads_is_multi_head(make_decoder, tokens):
     assert not torch.allclose(make_decoder(mixer="gqa")(tokens).logits, grouped(tokens).logits, atol=1e-2)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
-def test_cache_reorder_and_repeat(make_decoder, tokens):
-    decoder = make_decoder()
+def test_cache_reorder_and_repeat(make_decoder, tokens, family):
+    decoder = make_decoder(**FAMILIES[family])
     mask = torch.ones(3, 17, dtype=torch.bool)
     mask[1, :4] = False
     cache = decoder.new_cache(3, 20)
@@ -144,31 +152,36 @@ def test_evaluation_before_training(make_decoder, tokens):
     assert all(parameter.grad is not None for parameter in decoder.parameters())
 
 
-@pytest.mark.parametrize("feedforward", ["swiglu", "moe"])
-def test_gradient_checkpointing(make_decoder, tokens, feedforward):
+@pytest.mark.parametrize("changes", [{"feedforward": "moe"}, *FAMILIES.values()], ids=["moe", *FAMILIES])
+def test_gradient_checkpointing(make_decoder, tokens, changes):
     gradients = []
     for enabled in (False, True):
-        decoder = make_decoder(feedforward=feedforward).train()
+        decoder = make_decoder(**changes).train()
         decoder.gradient_checkpointing = enabled
         output = decoder(tokens)
         loss = output.logits.square().mean()
         (loss if output.auxiliary_loss is None else loss + output.auxiliary_loss).backward()
         gradients.append([parameter.grad for parameter in decoder.parameters()])
+        assert all(gradient is not None for gradient in gradients[-1])
     for plain, recomputed in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, recomputed)
 
 
-@pytest.mark.parametrize("feedforward", ["swiglu", "moe"])
-@pytest.mark.parametrize("position", ["rope", "sinusoidal"])
+@pytest.mark.parametrize(
+    "changes",
+    [{"position": "sinusoidal"}, {"feedforward": "moe"}, *FAMILIES.values()],
+    ids=["sinusoidal", "moe", *FAMILIES],
+)
 @torch.no_grad()
-def test_sixteen_bits_and_autocast(make_decoder, tokens, feedforward, position):
-    decoder = make_decoder(feedforward=feedforward, position=position)
+def test_sixteen_bits_and_autocast(make_decoder, tokens, changes):
+    decoder = make_decoder(**changes)
     full = decoder(tokens).logits
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mixed = decoder(tokens).logits
     half = decoder.to(torch.bfloat16)
     cache = half.new_cache(3, 17)
-    assert cache.blocks[0].mixer["keys"].dtype == torch.bfloat16
+    if decoder.config.mixer == "gqa":
+        assert cache.blocks[0].mixer["keys"].dtype == torch.bfloat16
     cached = torch.cat([half(tokens[:, :9], cache=cache).logits, half(tokens[:, 9:], cache=cache).logits], dim=1)
     for found in (mixed, half(tokens).logits, cached):
         assert found.dtype == torch.bfloat16
@@ -196,3 +209,17 @@ def test_rope_needs_even_heads(make_config, tokens):
     decoder = build_decoder(make_config(hidden_size=36, heads=4))
     with pytest.raises(ParameterError, match="even width"):
         decoder(tokens)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fast_kernels_equal_plain_ones(make_decoder, tokens, family):
+    results = []
+    for kernel in ("reference", "auto"):
+        decoder = make_decoder(**FAMILIES[family])
+        for part in decoder.components():
+            part.kernel = kernel
+        logits = decoder(tokens).logits
+        logits.square().mean().backward()
+        results.append([logits, *(parameter.grad for parameter in decoder.parameters())])
+    for plain, fast in zip(*results, strict=True):
+        torch.testing.assert_close(plain, fast, rtol=1e-3, atol=1e-4)
