@@ -71,15 +71,23 @@ def _pretrain(group: tuple[str, str], technique: str, label: str, cell: str, pap
 ARCHITECTURE_ROWS: tuple[Row, ...] = (
     _pretrain(_ATTENTION, "mqa", "MQA", "mqa", "MQA"),
     _pretrain(_ATTENTION, "gqa", "GQA", "dense_medium", "GQA"),
+    _pretrain(_ATTENTION, "mla", "MLA", "mla", "MLA"),
+    _pretrain(_ATTENTION, "nsa", "NSA", "nsa", "NSA"),
+    _pretrain(_ATTENTION, "mha", "MHA", "mha", None),
     _pretrain(_POSITION, "rope", "RoPE", "dense_medium", "RoPE"),
     _pretrain(_POSITION, "sinusoidal", "Absolute", "sinusoidal", "Absolute"),
     _pretrain(_POSITION, "learned", "Learnable Absolute", "learned", "Learnable Absolute"),
+    _pretrain(_POSITION, "relative", "Relative", "relative", "Relate"),
+    _pretrain(_POSITION, "none", "None", "no_position", None),
     _pretrain(_MOE, "dense_small", "Dense small", "dense_small", None),
     _pretrain(_MOE, "dense_medium", "Dense medium", "dense_medium", "Dense Model 1.5B"),
     _pretrain(_MOE, "dense_large", "Dense large", "dense_large", "Dense Model 3B"),
     _pretrain(_MOE, "moe_medium", "MoE medium x8", "moe_medium", "MoE Model 1.5Bx8"),
     _pretrain(_MOE, "moe_small", "MoE small x8", "moe_small", "MoE Model 0.5Bx8"),
     _pretrain(_FAMILY, "transformer", "Transformer", "dense_medium", "Transformer"),
+    _pretrain(_FAMILY, "mamba", "Mamba-2", "mamba", "Mamba"),
+    _pretrain(_FAMILY, "pythia", "Pythia", "pythia", "Pythia"),
+    _pretrain(_FAMILY, "rwkv", "RWKV-7", "rwkv", "RWKV"),
 )
 
 METHODS: tuple[Technique, ...] = (

@@ -103,9 +103,13 @@ class Shape(Section):
 
 
 class ArchitectureSettings(Section):
-    """What is particular to one pretraining run: its learning rate and the options of its components."""
+    """What is particular to one pretraining run: its learning rate, its kernels and the options of its components."""
 
     learning_rate: float = Field(gt=0)
+    kernel: Literal["auto", "reference", "fast"] = Field(
+        default="auto", description="plain implementations, fast ones, or fast ones where they can run"
+    )
+    tie_embeddings: bool | None = Field(default=None, description="null takes the size's own")
     mixer: dict[str, Any] = {}
     position: dict[str, Any] = {}
     feedforward: dict[str, Any] = {}
@@ -126,6 +130,9 @@ class TrainingSettings(Section):
     beta2: float = Field(gt=0, lt=1)
     gradient_clip: float = Field(gt=0)
     autocast: Literal["auto", "none", "bfloat16"]
+    compile: Literal["auto", "none", "blocks"] = Field(
+        default="auto", description="compile each block by torch.compile; auto does so on a GPU"
+    )
     evaluation_steps: int = Field(ge=1, description="optimizer steps between two held-out evaluations")
     evaluation_sequences: int = Field(ge=1, description="validation sequences of each held-out evaluation")
     checkpoint_seconds: float = Field(gt=0, description="longest time of work that a killed run loses")

@@ -32,6 +32,7 @@ class Findings:
     """What has been measured of a cell so far."""
 
     model: ModelFacts
+    kernels: dict[str, str]
     values: dict[str, Value] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     information: dict[str, Any] = field(default_factory=dict)
@@ -55,7 +56,7 @@ def measure_cell(configuration: Configuration, axis: registry.Axis, cell: str) -
     origin = provenance(
         seed=configuration.parameters.seed,
         profile=configuration.parameters.profile,
-        kernels=subjects.kernels(axis),
+        kernels={},
         hashes={
             "data": file_hash(paths.DATA / "manifest.json"),
             "measure": content_hash(configuration.profile.measure.model_dump()),
@@ -64,8 +65,9 @@ def measure_cell(configuration: Configuration, axis: registry.Axis, cell: str) -
         hardware=hardware,
     )
 
-    def write(**outcome: Any) -> None:
-        record = Record(axis=axis, cell=cell, technique=technique, size=size, provenance=origin, **outcome)
+    def write(kernels: dict[str, str], **outcome: Any) -> None:
+        known = origin.model_copy(update={"kernels": kernels})
+        record = Record(axis=axis, cell=cell, technique=technique, size=size, provenance=known, **outcome)
         write_record(paths.record(axis, cell), record)
 
     try:
@@ -74,11 +76,11 @@ def measure_cell(configuration: Configuration, axis: registry.Axis, cell: str) -
                 raise CellFailure(f"{artifact}: {reason}")
             findings = _measure(configuration, axis, cell)
     except CellFailure as error:
-        write(status="failed", reason=str(error))
+        write({}, status="failed", reason=str(error))
         print(f"{axis}@{cell} failed, and is recorded as failed: {error}")
         return
     write(
-        status="ok", model=findings.model, metrics=findings.values, missing=findings.missing,
+        findings.kernels, status="ok", model=findings.model, metrics=findings.values, missing=findings.missing,
         information=findings.information,
     )  # fmt: skip
     primary = findings.values[metrics.PERFORMANCE[axis]]
@@ -102,9 +104,10 @@ def _measure(configuration: Configuration, axis: registry.Axis, cell: str) -> Fi
         # first, in a process that holds nothing else yet
         trained = _train(configuration, axis, cell, meter, memory, device)
         gc.collect()
-    decoder = subjects.load(axis, cell, device)
+    decoder = subjects.load(configuration, axis, cell, device)
     facts = subjects.facts(configuration, axis, cell, decoder, 0 if trained is None else trained.trainable)
-    findings = Findings(facts, information=information)
+    kernels = subjects.kernels(axis, decoder, device) if trained is None else trained.kernels
+    findings = Findings(facts, kernels, information=information)
     if trained is not None:
         _training_values(configuration, axis, cell, trained, meter, findings)
     # serving comes before the evaluation, whose large batches leave memory behind in the process; and one batch is
@@ -127,6 +130,7 @@ class _Trained:
     samples: int
     trainable: int
     dtype: str
+    kernels: dict[str, str]
 
 
 def _train(
@@ -142,7 +146,8 @@ def _train(
     result = measure_workload(workload, configuration.profile.measure, meter, memory)
     trainable = sum(parameter.numel() for parameter in trainer.task.model.parameters() if parameter.requires_grad)
     dtype = str(trainer.autocast or torch.float32).removeprefix("torch.")
-    return _Trained(result, workload.tokens_per_call, workload.samples_per_call, trainable, dtype)
+    kernels = subjects.kernels(axis, trainer.task.decoder, device)
+    return _Trained(result, workload.tokens_per_call, workload.samples_per_call, trainable, dtype, kernels)
 
 
 def _quality(

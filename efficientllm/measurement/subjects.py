@@ -29,7 +29,7 @@ def identity(configuration: Configuration, axis: registry.Axis, cell: str) -> tu
     return technique, size
 
 
-def load(axis: registry.Axis, cell: str, device: torch.device) -> Decoder:
+def load(configuration: Configuration, axis: registry.Axis, cell: str, device: torch.device) -> Decoder:
     """Loads a cell's model for inference.
 
     Raises:
@@ -38,7 +38,9 @@ def load(axis: registry.Axis, cell: str, device: torch.device) -> Decoder:
     """
     folder = paths.artifact(axis, cell)
     if axis == "pretrain":
-        return load_decoder(folder, device=device).requires_grad_(False).eval()
+        decoder = load_decoder(folder, device=device).requires_grad_(False).eval()
+        decoder.select_kernel(configuration.profile.architectures[cell].kernel, device)
+        return decoder
     return (load_tuned if axis == "tune" else load_quantized)(folder, device=device)
 
 
@@ -128,9 +130,11 @@ def bytes_in_memory(module: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in tensors.values())
 
 
-def kernels(axis: registry.Axis) -> dict[str, str]:
-    """Names the implementations that run for the cells of an axis."""
-    names = {"attention": "torch scaled_dot_product_attention", "compilation": "none"}
-    if axis != "quantize":
+def kernels(axis: registry.Axis, decoder: Decoder, device: torch.device) -> dict[str, str]:
+    """Names the implementations that ran for a cell."""
+    names = decoder.kernels(device)
+    if axis == "quantize":
+        del names["training compilation"]
+    else:
         names["optimizer"] = "torch fused AdamW"
     return names

@@ -57,10 +57,12 @@ def decoder_config(
         ParameterError: A component, an option or the shape is unfit, or no width matches.
     """
     sizes: dict[str, Any] = {**shape.model_dump(), "vocabulary_size": vocabulary_size}
+    tied = shape.tie_embeddings if settings.tie_embeddings is None else settings.tie_embeddings
     dense = DecoderConfig(**{**sizes, **_DENSE}, mixer_options={}, position_options={}, feedforward_options={})
     config = replace(
         dense,
         **choice.model_dump(exclude={"size"}),
+        tie_embeddings=tied,
         mixer_options=dict(settings.mixer),
         position_options=dict(settings.position),
         feedforward_options=dict(settings.feedforward),

@@ -1,6 +1,7 @@
 """The decoder: embedding, blocks, final norm, output head."""
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -11,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from efficientllm.models.cache import BlockState, DecodingCache
 from efficientllm.models.components import component
 from efficientllm.models.config import DecoderConfig
-from efficientllm.models.interfaces import Block, Component, Mixer, Position, Span
+from efficientllm.models.interfaces import Block, Component, Kernel, Mixer, Position, Span
 
 _INITIAL_DEVIATION = 0.02
 
@@ -47,6 +48,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.gradient_checkpointing = False
+        self._compiled: list[Callable[..., Any]] | None = None
         block_class = component("block", config.block)
         self.embed_tokens = nn.Embedding(config.vocabulary_size, config.hidden_size)
         self.position: Position = component("position", config.position)(config)
@@ -64,6 +66,33 @@ class Decoder(nn.Module):
     def components(self) -> list[Component]:
         """Lists the mixers, feed-forward layers and positional encodings."""
         return [module for module in self.modules() if isinstance(module, Component)]
+
+    def select_kernel(self, kernel: Kernel, device: torch.device) -> None:
+        """Chooses the implementation that the components run.
+
+        Args:
+            kernel: `auto`, `reference` or `fast`.
+            device: Where the decoder runs.
+
+        Raises:
+            ParameterError: `fast` is asked for, and a component's fast implementation cannot run there.
+        """
+        for part in self.components():
+            part.kernel = kernel
+            part.runs_fast(device)
+
+    def kernels(self, device: torch.device) -> dict[str, str]:
+        """Names the implementation that each kind of component runs on a device."""
+        described = {part.kind: part.kernel_description(device) for part in self.components()}
+        described["training compilation"] = "none" if self._compiled is None else "torch.compile, block by block"
+        return described
+
+    def compile_blocks(self) -> None:
+        """Compiles the blocks for training, once per shape; inference and cached decoding stay as they are.
+
+        All blocks run one compiled program: their code is the same, and only their weights differ.
+        """
+        self._compiled = [torch.compile(block, dynamic=False) for block in self.layers]
 
     @property
     def _mixer(self) -> Mixer:
@@ -164,7 +193,8 @@ class Decoder(nn.Module):
         hidden_btc = self.position.embed(self.embed_tokens(input_ids_bt), span)
         self._share(span, hidden_btc)
         auxiliary_loss: torch.Tensor | None = None
-        for layer, block in enumerate(self.layers):
+        compiled = self._compiled if self.training and cache is None else None
+        for layer, block in enumerate(compiled or self.layers):
             state = None if cache is None else cache.blocks[layer]
             parts = (None, None) if state is None else state.parts()
             if self.gradient_checkpointing and self.training and cache is None:

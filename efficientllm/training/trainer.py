@@ -66,6 +66,8 @@ class Trainer:
         self.settings = settings
         self.device = device
         self.autocast = autocast_type(settings.autocast, device)
+        if settings.compile == "blocks" or (settings.compile == "auto" and device.type == "cuda"):
+            task.decoder.compile_blocks()
         self.optimizer = build_optimizer(task.groups, settings, task.learning_rate)
         self._trainable = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 

@@ -1,0 +1,69 @@
+"""Model shapes of the benchmarks, and the pretraining runs at them."""
+
+from efficientllm.config.schema import Architecture, ArchitectureSettings, Shape
+from efficientllm.models.build import decoder_config
+from efficientllm.models.config import DecoderConfig
+
+
+def _shape(hidden: int, layers: int, heads: int, key_value_heads: int, intermediate: int, context: int) -> Shape:
+    return Shape(
+        hidden_size=hidden, layers=layers, heads=heads, key_value_heads=key_value_heads, intermediate_size=intermediate,
+        context_length=context, tie_embeddings=True, embedding_deviation=0.02,
+    )  # fmt: skip
+
+
+SHAPES: dict[str, tuple[int, dict[str, Shape]]] = {
+    "tiny": (
+        512,
+        {
+            "small": _shape(64, 2, 4, 2, 128, 65536),
+            "medium": _shape(64, 3, 4, 2, 192, 65536),
+            "large": _shape(128, 3, 4, 2, 256, 65536),
+        },
+    ),
+    "medium": (
+        50304,
+        {
+            "small": _shape(384, 6, 6, 2, 1536, 65536),
+            "medium": _shape(768, 12, 12, 4, 2560, 65536),
+            "large": _shape(1024, 24, 16, 4, 3584, 65536),
+        },
+    ),
+    # Qwen2.5's shapes at 0.5, 1.5 and 3 billion parameters, which the EfficientLLM paper pretrains (arXiv 2505.13840)
+    "paper": (
+        151936,
+        {
+            "small": _shape(896, 24, 14, 2, 4864, 65536),
+            "medium": _shape(1536, 28, 12, 2, 8960, 65536),
+            "large": _shape(2048, 36, 16, 2, 11008, 65536),
+        },
+    ),
+}
+"""Vocabulary size and the dense shapes by name; 'medium' holds the 125-million-parameter class."""
+
+_MOE = {"experts": 8, "experts_per_token": 2, "load_balancing_weight": 0.01}
+_OPTIONS: dict[str, dict[str, dict[str, object]]] = {
+    # the paper's: latent of an eighth of the hidden size at heads of 128
+    "mla": {"mixer": {"kv_lora_rank": 192, "qk_rope_head_dim": 64}},
+    "moe_small": {"feedforward": _MOE},
+    "moe_medium": {"feedforward": _MOE},
+}
+_TINY_OPTIONS: dict[str, dict[str, dict[str, object]]] = {
+    "mla": {"mixer": {"kv_lora_rank": 16}},
+    "mamba": {"mixer": {"head_dim": 16, "state_size": 16, "chunk": 16}},
+    "rwkv": {"mixer": {"head_size": 16}},
+    "nsa": {
+        "mixer": {
+            "compression_block": 8, "compression_stride": 4, "selection_block": 8, "selected_blocks": 4,
+            "sliding_window": 16,
+        }
+    },
+}  # fmt: skip
+
+
+def config_of(shape: str, name: str, choice: Architecture) -> DecoderConfig:
+    """Returns the decoder of a pretraining run at a shape, its width solved as the pipeline solves it."""
+    vocabulary, sizes = SHAPES[shape]
+    own = {**_OPTIONS.get(name, {}), **(_TINY_OPTIONS.get(name, {}) if shape == "tiny" else {})}
+    settings = ArchitectureSettings(learning_rate=1e-4, **own)  # type: ignore[arg-type]
+    return decoder_config(choice, settings, sizes[choice.size], vocabulary)
