@@ -109,9 +109,7 @@ def _biased_attention(
         return score + bias_hp[head, (query - key).clamp(min=0)]
 
     mask = _causal_blocks(q_bhtd.shape[2], q_bhtd.device)
-    return _flex_attention()(
-        q_bhtd, k_bksd, v_bkse, score_mod=add_bias, block_mask=mask, scale=scale, enable_gqa=True
-    )
+    return _flex_attention()(q_bhtd, k_bksd, v_bkse, score_mod=add_bias, block_mask=mask, scale=scale, enable_gqa=True)
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """The decoder: embedding, blocks, final norm, output head."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -193,8 +193,10 @@ class Decoder(nn.Module):
         hidden_btc = self.position.embed(self.embed_tokens(input_ids_bt), span)
         self._share(span, hidden_btc)
         auxiliary_loss: torch.Tensor | None = None
-        compiled = self._compiled if self.training and cache is None else None
-        for layer, block in enumerate(compiled or self.layers):
+        blocks: Sequence[Callable[..., Any]] = self.blocks()
+        if self._compiled is not None and self.training and cache is None:
+            blocks = self._compiled
+        for layer, block in enumerate(blocks):
             state = None if cache is None else cache.blocks[layer]
             parts = (None, None) if state is None else state.parts()
             if self.gradient_checkpointing and self.training and cache is None:

@@ -23,7 +23,11 @@ VARIANTS: list[dict[str, Any]] = [
 ] + [FAMILIES["mla"], FAMILIES["pythia"], FAMILIES["relative"], FAMILIES["mamba2"]]
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: "-".join(str(value) for value in variant.values() if not isinstance(value, dict)))
+@pytest.mark.parametrize(
+    "variant",
+    VARIANTS,
+    ids=lambda variant: "-".join(str(value) for value in variant.values() if not isinstance(value, dict)),
+)
 def test_flops_equal_the_counted(make_config, tokens, variant):
     config = make_config(**variant)
     decoder = build_decoder(config)

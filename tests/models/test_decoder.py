@@ -14,7 +14,9 @@ from tests.models.conftest import FAMILIES
 
 COMBINATIONS = list(
     itertools.product(
-        ["gqa", "mqa", "mha", "mla"], ["rope", "sinusoidal", "learned", "relative", "none", "distance-bias"], ["swiglu", "moe"]
+        ["gqa", "mqa", "mha", "mla"],
+        ["rope", "sinusoidal", "learned", "relative", "none", "distance-bias"],
+        ["swiglu", "moe"],
     )
 )
 

@@ -62,7 +62,9 @@ def test_parity_with_transformers(make_config, kernel, length, groups):
     from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
     torch.manual_seed(0)
-    ours = component("mixer", "mamba2")(make_config(mixer="mamba2", position="none", mixer_options={**OPTIONS, "groups": groups}))
+    ours = component("mixer", "mamba2")(
+        make_config(mixer="mamba2", position="none", mixer_options={**OPTIONS, "groups": groups})
+    )
     ours.kernel = kernel
     settings = Mamba2Config(
         hidden_size=32, num_heads=4, head_dim=16, state_size=8, n_groups=groups, chunk_size=8, expand=2,

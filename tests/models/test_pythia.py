@@ -26,7 +26,9 @@ def counterparts(ours: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             continue
         if stem.endswith("q_proj"):
             parts = [ours[f"{stem[:-6]}{letter}_proj.{leaf}"] for letter in "qkv"]
-            renamed[f"gpt_neox.{stem.replace('mixer.q_proj', 'attention.query_key_value')}.{leaf}"] = interleaved(parts, 4)
+            renamed[f"gpt_neox.{stem.replace('mixer.q_proj', 'attention.query_key_value')}.{leaf}"] = interleaved(
+                parts, 4
+            )
         elif stem.startswith("layers."):
             _, layer, part = stem.split(".", 2)
             renamed[f"gpt_neox.layers.{layer}.{NAMES[part]}.{leaf}"] = tensor
