@@ -4,18 +4,22 @@ Vaswani et al. 2017, arXiv 1706.03762, equation 1; grouped heads: Ainslie et al.
 reads key-value head h // (H / K).
 """
 
-import functools
+import contextlib
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from efficientllm.errors import ParameterError
 from efficientllm.models.config import DecoderConfig
 from efficientllm.models.interfaces import LayerState, Mixer, Rotation, Span
+
+_CUDNN_FIRST = [
+    SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH,
+]  # fmt: skip
 
 
 def rotate(x_bthd: torch.Tensor, rotation: Rotation) -> torch.Tensor:
@@ -59,31 +63,29 @@ def attend(
     groups = heads // k_bksd.shape[1]
     mask = span.attention_mask
     if span.bias_by_distance_hp is not None:
-        return _biased_attention(q_bhtd, k_bksd, v_bkse, span.bias_by_distance_hp, scale)
+        from efficientllm.models.biased_attention import biased_attention
+
+        scale = scale or 1 / math.sqrt(q_bhtd.shape[-1])
+        return biased_attention(q_bhtd, k_bksd, v_bkse, span.bias_by_distance_hp, span.causal_blocks, scale)
     if not fast:
         k_bksd, v_bkse = (x.repeat_interleave(groups, dim=1) for x in (k_bksd, v_bkse))
         return _plain_attention(q_bhtd, k_bksd, v_bkse, span, scale)
-    if groups == 1:
-        return F.scaled_dot_product_attention(
-            q_bhtd, k_bksd, v_bkse, attn_mask=mask, is_causal=span.causal, scale=scale
-        )
-    if length == 1:
+    if groups > 1 and length == 1:
         # one query per head: the queries of a group stand in as the sequence, and nothing is copied on any kernel
         if mask is not None and mask.shape[1] == heads:
             mask = mask.view(mask.shape[0], -1, groups, mask.shape[-1])
         folded = q_bhtd.reshape(batch, -1, groups, q_bhtd.shape[-1])
         out = F.scaled_dot_product_attention(folded, k_bksd, v_bkse, attn_mask=mask, scale=scale)
         return out.reshape(batch, heads, 1, -1)
-    if q_bhtd.device.type == "cuda" and (mask is not None or q_bhtd.dtype == torch.float32):
-        # CUDA's grouped kernel is the flash kernel, which takes neither masks nor float32; without it, PyTorch would
-        # fall back to writing out the scores of every head
+    if groups > 1 and q_bhtd.device.type == "cuda" and (mask is not None or q_bhtd.dtype == torch.float32):
+        # CUDA's grouped kernels take neither masks nor float32; without them, PyTorch would fall back to writing out
+        # the scores of every head
         k_bksd, v_bkse = (x.repeat_interleave(groups, dim=1) for x in (k_bksd, v_bkse))
+        groups = 1
+    with sdpa_kernel(_CUDNN_FIRST, set_priority=True) if span.cudnn_first else contextlib.nullcontext():
         return F.scaled_dot_product_attention(
-            q_bhtd, k_bksd, v_bkse, attn_mask=mask, is_causal=span.causal, scale=scale
+            q_bhtd, k_bksd, v_bkse, attn_mask=mask, is_causal=span.causal, scale=scale, enable_gqa=groups > 1
         )
-    return F.scaled_dot_product_attention(
-        q_bhtd, k_bksd, v_bkse, attn_mask=mask, is_causal=span.causal, scale=scale, enable_gqa=True
-    )
 
 
 def _plain_attention(
@@ -97,39 +99,6 @@ def _plain_attention(
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
     return scores.softmax(dim=-1, dtype=torch.float32).to(v_bhse.dtype) @ v_bhse
-
-
-def _biased_attention(
-    q_bhtd: torch.Tensor, k_bksd: torch.Tensor, v_bkse: torch.Tensor, bias_hp: torch.Tensor, scale: float | None
-) -> torch.Tensor:
-    """Causal attention whose scores get a bias by distance inside the kernel, so that no T x T tensor exists."""
-
-    def add_bias(score: Any, batch: Any, head: Any, query: Any, key: Any) -> Any:
-        del batch
-        return score + bias_hp[head, (query - key).clamp(min=0)]
-
-    mask = _causal_blocks(q_bhtd.shape[2], q_bhtd.device)
-    return _flex_attention()(q_bhtd, k_bksd, v_bkse, score_mod=add_bias, block_mask=mask, scale=scale, enable_gqa=True)
-
-
-@functools.cache
-def _flex_attention() -> Callable[..., torch.Tensor]:
-    """FlexAttention (He et al. 2024, arXiv 2412.05496), compiled: uncompiled it would write out all scores."""
-    from torch.nn.attention.flex_attention import flex_attention
-
-    compiled: Callable[..., torch.Tensor] = torch.compile(flex_attention, dynamic=False)
-    return compiled
-
-
-@functools.lru_cache(maxsize=8)
-def _causal_blocks(length: int, device: torch.device) -> Any:
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    def causal(batch: Any, head: Any, query: Any, key: Any) -> Any:
-        del batch, head
-        return query >= key
-
-    return create_block_mask(causal, None, None, length, length, device=str(device))
 
 
 class GroupedAttention(Mixer):

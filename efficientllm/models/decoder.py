@@ -1,5 +1,6 @@
 """The decoder: embedding, blocks, final norm, output head."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
@@ -219,11 +220,22 @@ class Decoder(nn.Module):
         span.attention_mask = _attention_mask(span, hidden_btc.device)
         bias_hp = self.position.bias_by_distance(span.end, like)
         if bias_hp is not None and span.attention_mask is None and span.start == 0 and self._mixer.applies_bias(device):
+            from efficientllm.models.biased_attention import causal_blocks
+
             span.bias_by_distance_hp = bias_hp
+            span.causal_blocks = causal_blocks(span.length, device)
         elif bias_hp is not None:
             visible = _causal_mask(span, hidden_btc.device) if span.attention_mask is None else span.attention_mask
             span.attention_mask = _spread(bias_hp, span).masked_fill(~visible, -torch.inf)
         span.causal = span.attention_mask is None and span.length > 1
+        # cuDNN prepares a plan for every shape: worth it for the few of training, not for a cache that grows by a token
+        span.cudnn_first = span.causal and _cudnn_is_faster(device)
+
+
+@functools.cache
+def _cudnn_is_faster(device: torch.device) -> bool:
+    """Whether cuDNN's attention is worth preferring: it takes half the time of PyTorch's flash kernel from Hopper on."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def _span(input_ids_bt: torch.Tensor, cache: DecodingCache | None, padding_mask_bt: torch.Tensor | None) -> Span:
@@ -264,7 +276,7 @@ def _spread(bias_hp: torch.Tensor, span: Span) -> torch.Tensor:
     keys = span.key_positions_bs
     if keys is None:
         keys = torch.arange(span.end, device=bias_hp.device)[None]
-    distance_bts = (keys[:, span.start :, None] - keys[:, None, :]).clamp_min(0)
+    distance_bts = (keys[:, span.start :, None] - keys[:, None, :]).clamp(0, bias_hp.shape[1] - 1)
     return bias_hp[:, distance_bts].transpose(0, 1)
 
 

@@ -40,8 +40,10 @@ class Span:
         causal: Whether attention is plain causal attention of this pass to itself, with no mask beside it.
         attention_mask: Boolean mask (True = attends) or additive scores, broadcastable to `[B, H, T, S]`, or None.
         rotation: The rotation of queries and keys at these positions, or None.
-        bias_by_distance_hp: Scores added to the attention's by distance between query and key, `[H, P]` with P > every
-            distance, where the position encoding is one and no mask carries it; None otherwise.
+        bias_by_distance_hp: Scores added to the attention's by distance between query and key, `[H, P]` (see
+            `Position.bias_by_distance`), where no mask carries them; None otherwise.
+        causal_blocks: FlexAttention's block mask of a causal pass, where a bias by distance needs one; None otherwise.
+        cudnn_first: Whether cuDNN's attention comes before PyTorch's own.
         shared: Tensors that an earlier layer of this pass left for later ones.
     """
 
@@ -55,6 +57,8 @@ class Span:
     attention_mask: torch.Tensor | None = None
     rotation: Rotation | None = None
     bias_by_distance_hp: torch.Tensor | None = None
+    causal_blocks: Any = None
+    cudnn_first: bool = False
     shared: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
@@ -202,7 +206,15 @@ class Position(Component):
         return None
 
     def bias_by_distance(self, length: int, like: torch.Tensor) -> torch.Tensor | None:
-        """Returns scores to add to the attention's, by distance from key to query: `[H, P]` with P >= `length`."""
+        """Returns scores to add to the attention's, by distance from key to query, or None.
+
+        Args:
+            length: Number of keys; no distance reaches it.
+            like: A tensor whose type and device the scores shall have.
+
+        Returns:
+            `[H, P]`; distances of P - 1 and more take the last column.
+        """
         del length, like
         return None
 

@@ -27,7 +27,8 @@ def test_bias_equals_t5(make_config, buckets, max_distance):
     table = decoder.position.bias_by_distance(300, torch.empty(0))
     distance = torch.arange(300)[:, None] - torch.arange(300)
     visible = distance >= 0
-    found = table[:, distance.clamp_min(0)]
+    assert table.shape == (4, max_distance + 1)
+    found = table[:, distance.clamp(0, max_distance)]
     assert torch.equal(found[:, visible], expected[0][:, visible])
 
 
@@ -52,3 +53,20 @@ def test_biases_are_learned(make_decoder, tokens):
 def test_buckets_need_room(make_config):
     with pytest.raises(ParameterError, match="max_distance 8 must exceed half of the buckets"):
         build_decoder(make_config(position="relative", position_options={"buckets": 16, "max_distance": 8}))
+
+
+@pytest.mark.parametrize("band", [1, 7, 128, 200])
+@pytest.mark.parametrize("length", [5, 128, 300])
+def test_banded_gradient_equals_autograd(band, length):
+    from efficientllm.models.biased_attention import banded_bias_gradient
+
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, upstream = (torch.randn(2, heads, length, 8, generator=generator) for heads in (4, 2, 2, 4))
+    bias = torch.randn(4, band + 1, generator=generator, requires_grad=True)
+    distance = torch.arange(length)[:, None] - torch.arange(length)
+    scores = q @ k.repeat_interleave(2, dim=1).transpose(-1, -2) * 0.3 + bias[:, distance.clamp(0, band)]
+    scores = scores.masked_fill(distance < 0, -torch.inf)
+    out = scores.softmax(dim=-1) @ v.repeat_interleave(2, dim=1)
+    (expected,) = torch.autograd.grad(out, bias, upstream)
+    found = banded_bias_gradient(q, k, v, bias.detach(), out.detach(), scores.logsumexp(-1).detach(), upstream, 0.3)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-4)

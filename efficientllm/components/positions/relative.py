@@ -51,19 +51,19 @@ class RelativePosition(Position):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__(config)
         self.bias = nn.Parameter(torch.empty(self.options.buckets, config.heads))
-        self._length = config.context_length
         self._buckets: dict[torch.device, torch.Tensor] = {}
 
     def bias_by_distance(self, length: int, like: torch.Tensor) -> torch.Tensor:
-        """Returns the heads' biases `[H, P]` for distances below P >= `length`."""
-        known = self._buckets.get(like.device)
-        if known is None or len(known) < length:
+        """Returns the heads' biases `[H, max_distance + 1]`: the last bucket begins at or before `max_distance`."""
+        del length
+        buckets = self._buckets.get(like.device)
+        if buckets is None:
             options = self.options
             # outside inference mode: a table first used in an evaluation is later saved for a backward pass
             with torch.inference_mode(False):
-                known = distance_buckets(max(length, self._length), options.buckets, options.max_distance)
-                known = self._buckets[like.device] = known.to(like.device)
-        return self.bias.to(like.dtype)[known].t()
+                buckets = distance_buckets(options.max_distance + 1, options.buckets, options.max_distance)
+                buckets = self._buckets[like.device] = buckets.to(like.device)
+        return self.bias.to(like.dtype)[buckets].t()
 
 
 COMPONENT = RelativePosition
