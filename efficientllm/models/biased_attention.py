@@ -46,7 +46,7 @@ def biased_attention(
         del batch
         return score + table[head, (query - key).clamp(min=0, max=last)]
 
-    attention = flex_attention if torch.compiler.is_compiling() else _compiled_flex_attention()
+    attention: Callable[..., Any] = flex_attention if torch.compiler.is_compiling() else _compiled_flex_attention()
     out, auxiliary = attention(
         q_bhtd, k_bktd, v_bkte, score_mod=add_bias, block_mask=blocks, scale=scale, enable_gqa=True,
         return_aux=AuxRequest(lse=True),

@@ -1,0 +1,66 @@
+"""Finds the pretraining learning rate of each architecture: trains every one at several rates, and prints the losses.
+
+    python benchmarks/learning_rates.py --rows dense_medium,mamba --rates 3e-3,6e-3,1.2e-2 --seeds 0
+
+It needs the prepared data (`dvc repro prepare`) and reads params.yaml and its profile. One rate for all would be unfair:
+families differ in the rate that suits them. The best rate of each row belongs in the profile, beside its sweep in
+docs/log.md.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import torch
+
+from efficientllm.config import Configuration, load
+from efficientllm.device import select_device
+from efficientllm.errors import CellFailure
+from efficientllm.models.build import build_decoder
+from efficientllm.training.pretrain import pretraining_config, pretraining_trainer
+
+
+def main() -> None:
+    """Prints one line per row, with the held-out loss at each rate and seed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", help="comma-separated pretraining runs; default: all of params.yaml")
+    parser.add_argument("--rates", default="3e-3,6e-3,1.2e-2")
+    parser.add_argument("--seeds", default="0")
+    arguments = parser.parse_args()
+    configuration = load()
+    rows = arguments.rows.split(",") if arguments.rows else list(configuration.parameters.architectures)
+    rates = [float(rate) for rate in arguments.rates.split(",")]
+    for row in rows:
+        losses = {
+            rate: [_final_loss(configuration, row, rate, int(seed)) for seed in arguments.seeds.split(",")]
+            for rate in rates
+        }
+        best = min(losses, key=lambda rate: sum(losses[rate]))
+        shown = "  ".join(f"{rate:g}: {'/'.join(f'{loss:.4f}' for loss in found)}" for rate, found in losses.items())
+        print(f"{row:14s} best {best:g}   {shown}", flush=True)
+
+
+def _final_loss(configuration: Configuration, row: str, rate: float, seed: int) -> float:
+    """Trains one run as the pipeline does, at another rate and seed; infinite where it diverges."""
+    own = configuration.profile.architectures[row].model_copy(update={"learning_rate": rate})
+    profile = configuration.profile.model_copy(
+        update={"architectures": {**configuration.profile.architectures, row: own}}
+    )
+    parameters = configuration.parameters.model_copy(update={"seed": seed})
+    changed = Configuration(parameters, profile)
+    device = select_device()
+    torch.manual_seed(seed)
+    decoder = build_decoder(pretraining_config(changed, row), device=device)
+    trainer = pretraining_trainer(changed, row, decoder, device)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            progress = trainer.run(
+                checkpoints=Path(folder), fingerprint="sweep", description=f"{row} at {rate:g}", joules=lambda: None
+            )
+        except CellFailure:
+            return float("inf")
+    return float(progress.curve[-1]["validation_loss"])
+
+
+if __name__ == "__main__":
+    main()
