@@ -7,7 +7,7 @@ is computed from the band of scores in which it varies.
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.autograd.function import FunctionCtx, once_differentiable
@@ -46,7 +46,8 @@ def biased_attention(
         del batch
         return score + table[head, (query - key).clamp(min=0, max=last)]
 
-    attention: Callable[..., Any] = flex_attention if torch.compiler.is_compiling() else _compiled_flex_attention()
+    plain = cast(Callable[..., Any], flex_attention)
+    attention = plain if torch.compiler.is_compiling() else _compiled_flex_attention()
     out, auxiliary = attention(
         q_bhtd, k_bktd, v_bkte, score_mod=add_bias, block_mask=blocks, scale=scale, enable_gqa=True,
         return_aux=AuxRequest(lse=True),
