@@ -68,46 +68,46 @@ def chunked_scan(
         Outputs `[B, T, H, P]` in the type of `x_bthp`, and the state after the last token, float32.
     """
     batch, length, heads, width = x_bthp.shape
-    groups, state_size = b_btgn.shape[2:]
+    groups = b_btgn.shape[2]
     chunk = min(chunk, length)
     missing = -length % chunk
     if missing:
         x_bthp, b_btgn, c_btgn = (F.pad(v, (0, 0, 0, 0, 0, missing)) for v in (x_bthp, b_btgn, c_btgn))
         log_decay_bth = F.pad(log_decay_bth, (0, 0, 0, missing))
-    count, dtype = (length + missing) // chunk, x_bthp.dtype
-    x = x_bthp.reshape(batch, count, chunk, heads, width)
-    b = b_btgn.reshape(batch, count, chunk, groups, state_size).transpose(2, 3)
-    c = c_btgn.reshape(batch, count, chunk, groups, state_size).transpose(2, 3)
-    log_decay = log_decay_bth.float().reshape(batch, count, chunk, heads)
-    summed = log_decay.cumsum(dim=2)  # [B, Z, L, H]
+    count = (length + missing) // chunk
+    # heads before tokens, so that every product below is a batched matrix product without copies of its large side
+    x = x_bthp.view(batch, count, chunk, groups, heads // groups, width)
+    b = b_btgn.view(batch, count, chunk, groups, -1).permute(0, 1, 3, 2, 4)
+    c = c_btgn.view(batch, count, chunk, groups, -1).permute(0, 1, 3, 2, 4)
+    log_decay = log_decay_bth.float().view(batch, count, chunk, groups, heads // groups).permute(0, 1, 3, 4, 2)
+    summed = log_decay.cumsum(dim=-1)  # [B, Z, G, H/G, L]
 
     # within chunks: y_i = sum_{j <= i} (c_i . b_j) exp(summed_i - summed_j) x_j
-    scores = (c @ b.transpose(-1, -2)).repeat_interleave(heads // groups, dim=2)  # [B, Z, H, L, L]
-    by_head = summed.transpose(2, 3)
+    scores = c @ b.transpose(-1, -2)
     causal = torch.ones(chunk, chunk, dtype=torch.bool, device=x.device).tril()
     # masked before the exponential: above the diagonal it would overflow, and its gradient be no number
-    between = (by_head.unsqueeze(-1) - by_head.unsqueeze(-2)).masked_fill(~causal, -torch.inf).exp()
-    inner = (scores * between.to(dtype)) @ x.transpose(2, 3)
+    between = (summed.unsqueeze(-1) - summed.unsqueeze(-2)).masked_fill(~causal, -torch.inf).exp()
+    weights = scores.unsqueeze(3) * between.to(x.dtype)
+    x_heads = x.permute(0, 1, 3, 4, 2, 5)
+    inner = weights @ x_heads
 
-    def grouped(v: torch.Tensor) -> torch.Tensor:
-        """All heads of a group side by side, [B, Z, G, L, (H / G) P]: one large product instead of many small ones."""
-        return v.reshape(batch, count, chunk, groups, -1).transpose(2, 3)
-
-    # what each chunk adds to the state at its end: sum_j exp(summed_L - summed_j) x_j b_j^T
-    to_end = (summed[:, :, -1:] - summed).exp().to(dtype)
-    added = grouped(x * to_end.unsqueeze(-1)).transpose(-1, -2) @ b
-    added = added.reshape(batch, count, heads, -1).transpose(1, 2)  # [B, H, Z, P N]
+    # each chunk's contribution to the state at its end: sum_j exp(summed_L - summed_j) x_j b_j^T
+    to_end = (summed[..., -1:] - summed).exp().to(x.dtype)
+    contributions = (x_heads * to_end.unsqueeze(-1)).transpose(-1, -2) @ b.unsqueeze(3)  # [B, Z, G, H/G, P, N]
 
     # between chunks: the same law, with a chunk in place of a token
-    totals = F.pad(summed[:, :, -1].transpose(1, 2), (1, 0)).cumsum(dim=-1)  # [B, H, Z + 1]
-    reach = totals.unsqueeze(-1) - totals[..., 1:].unsqueeze(-2)
-    earlier = torch.ones(count + 1, count, dtype=torch.bool, device=x.device).tril(-1)
-    states = reach.masked_fill(~earlier, -torch.inf).exp() @ added.float()  # [B, H, Z + 1, P N]
-    if state_bhpn is not None:
-        states = states + totals.exp().unsqueeze(-1) * state_bhpn.float().reshape(batch, heads, 1, -1)
-    last = states[:, :, -1].reshape(batch, heads, width, state_size)
-    before = states[:, :, :-1].to(dtype).transpose(1, 2).reshape(batch, count, groups, -1, state_size)
+    totals = F.pad(summed[..., -1].permute(0, 2, 3, 1), (1, 0)).cumsum(dim=-1)  # [B, G, H/G, Z + 1]
+    reach = totals.unsqueeze(-1) - totals.unsqueeze(-2)
+    lower = torch.ones(count + 1, count + 1, dtype=torch.bool, device=x.device).tril()
+    reach = reach.masked_fill(~lower, -torch.inf).exp()
+    if state_bhpn is None:
+        initial = torch.zeros_like(contributions[:, :1], dtype=torch.float32)
+    else:
+        initial = state_bhpn.float().view(batch, 1, groups, heads // groups, width, -1)
+    sources = torch.cat((initial, contributions.float()), dim=1)
+    states = torch.einsum("bghij,bjghpn->bighpn", reach, sources)
+    before, last = states[:, :-1].to(x.dtype), states[:, -1]
 
-    outer = (c @ before.transpose(-1, -2)).transpose(2, 3).reshape(x.shape)
-    y = inner.transpose(2, 3) + outer * summed.exp().to(dtype).unsqueeze(-1)
-    return y.reshape(batch, count * chunk, heads, width)[:, :length], last
+    outer = (c.unsqueeze(3) @ before.transpose(-1, -2)) * summed.exp().to(x.dtype).unsqueeze(-1)
+    y = (inner + outer).permute(0, 1, 4, 2, 3, 5).reshape(batch, count * chunk, heads, width)
+    return y[:, :length], last.reshape(batch, heads, width, -1)

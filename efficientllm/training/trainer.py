@@ -68,6 +68,9 @@ class Trainer:
         self.autocast = autocast_type(settings.autocast, device)
         if settings.compile == "blocks" or (settings.compile == "auto" and device.type == "cuda"):
             task.decoder.compile_blocks()
+        if self.autocast is not None and device.type == "cuda":
+            # what stays in float32 under autocast may use TF32, whose significand is wider than bfloat16's
+            torch.set_float32_matmul_precision("high")
         self.optimizer = build_optimizer(task.groups, settings, task.learning_rate)
         self._trainable = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 

@@ -1,7 +1,7 @@
 """A run that is killed and resumed ends bit for bit where an undisturbed run ends."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -20,23 +20,22 @@ SETTINGS = TrainingSettings(
 )  # fmt: skip
 
 
-class Output(NamedTuple):
-    logits: torch.Tensor
-    auxiliary_loss: torch.Tensor | None
-
-
 class TinyModel(nn.Module):
     """An embedding, dropout (so that the random state matters) and a head."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.embed = nn.Embedding(16, 8)
+        self.embed_tokens = nn.Embedding(16, 8)
         self.dropout = nn.Dropout(0.2)
         self.norm = nn.LayerNorm(8)
-        self.head = nn.Linear(8, 16)
+        self.lm_head = nn.Linear(8, 16, bias=False)
 
-    def forward(self, inputs: torch.Tensor) -> Output:
-        return Output(self.head(self.norm(self.dropout(self.embed(inputs)))), None)
+    def hidden_states_and_loss(self, inputs: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return self.norm(self.dropout(self.embed_tokens(inputs))), None
+
+    def project(self, hidden: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.lm_head(hidden)
+        return logits
 
 
 class Killed(BaseException):
