@@ -101,7 +101,7 @@ def test_truncated_checkpoint_is_said_and_ignored(tmp_path: Path, capsys: pytest
 def test_divergence_is_a_cell_failure(tmp_path: Path) -> None:
     subject = trainer(rate=0.01)
     with torch.no_grad():
-        subject.task.model.head.weight.fill_(float("nan"))
+        subject.task.model.lm_head.weight.fill_(float("nan"))
     with pytest.raises(CellFailure, match="training loss is nan at step 1: lower the learning rate"):
         run(subject, tmp_path)
 
@@ -133,12 +133,12 @@ def test_schedule() -> None:
 def test_only_matrices_decay_and_the_embedding_has_its_own_rate() -> None:
     model = TinyModel()
     embedding, decayed, plain = parameter_groups(model, SETTINGS)
-    assert embedding["params"] == [model.embed.weight]
+    assert embedding["params"] == [model.embed_tokens.weight]
     assert (embedding["weight_decay"], embedding["lr_scale"]) == (0.0, 3.0)
     assert [parameter.ndim for parameter in decayed["params"]] == [2]
     assert all(parameter.ndim == 1 for parameter in plain["params"])
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
-    model.embed.weight.requires_grad_(False)
+    model.embed_tokens.weight.requires_grad_(False)
     assert len(parameter_groups(model, SETTINGS)) == 2, "a frozen embedding has no group"
 
 
