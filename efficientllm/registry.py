@@ -92,7 +92,10 @@ ARCHITECTURE_ROWS: tuple[Row, ...] = (
 
 METHODS: tuple[Technique, ...] = (
     Technique("lora", "LoRA", "Hu et al. 2021, arXiv 2106.09685", "LoRA"),
+    Technique("lora_plus", "LoRA+", "Hayou et al. 2024, arXiv 2402.12354", "LoRA-Plus"),
+    Technique("rslora", "RSLoRA", "Kalajdzievski 2023, arXiv 2312.03732", "RSLoRA"),
     Technique("dora", "DoRA", "Liu et al. 2024, arXiv 2402.09353", "DoRA"),
+    Technique("pissa", "PiSSA", "Meng et al. 2024, arXiv 2404.02948", "PiSSA"),
     Technique("freeze", "Freeze", "last layers trainable, as LLaMA-Factory's freeze tuning", "Freeze"),
     Technique("full", "Full", "all weights trainable", "Full*"),
 )

@@ -54,7 +54,11 @@ class PeftMethod(TuningMethod):
 
     def save(self, model: TunableModel, folder: Path) -> None:
         """Writes PEFT's `adapter_model.safetensors` and `adapter_config.json`."""
-        model.module.save_pretrained(folder, safe_serialization=True)  # type: ignore[operator]
+        self._write(model, folder)
+
+    def _write(self, model: TunableModel, folder: Path, **conversion: Any) -> None:
+        with _silence():
+            model.module.save_pretrained(str(folder), safe_serialization=True, **conversion)  # type: ignore[operator]
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
 
     def load(self, folder: Path, base: Path, *, device: Any = "cpu") -> Decoder:

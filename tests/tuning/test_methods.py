@@ -20,7 +20,10 @@ from efficientllm.tuning.method import TunableModel, tuning_method
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "lora": {"rank": 4, "alpha": 8, "dropout": 0.0},
+    "lora_plus": {"rank": 4, "alpha": 8, "dropout": 0.0, "learning_rate_ratio": 16.0},
+    "rslora": {"rank": 4, "alpha": 8, "dropout": 0.0},
     "dora": {"rank": 4, "alpha": 8, "dropout": 0.0},
+    "pissa": {"rank": 4, "alpha": 4, "dropout": 0.0, "svd_iterations": None},
     "freeze": {"trainable_layers": 1},
     "full": {},
 }
@@ -83,7 +86,7 @@ def test_starts_from_the_bases_function(method: str, base: Path) -> None:
         )
 
 
-@pytest.mark.parametrize("method", ["lora", "dora", "freeze"])
+@pytest.mark.parametrize("method", ["lora", "lora_plus", "rslora", "dora", "pissa", "freeze"])
 def test_frozen_weights_stay_bit_identical(method: str, base: Path) -> None:
     model = prepared(method, base)
     frozen = {name: p.detach().clone() for name, p in model.module.named_parameters() if not p.requires_grad}
@@ -123,7 +126,48 @@ def test_stored_and_loaded_whole(method: str, base: Path, tmp_path: Path) -> Non
         torch.testing.assert_close(loaded(INPUTS).logits, expected, atol=2e-5, rtol=1e-4)
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
     stored = sum(tensor.numel() for path in tmp_path.glob("*.safetensors") for tensor in load_file(path).values())
-    assert stored == sum(p.numel() for p in model.module.parameters() if p.requires_grad)
+    trained = sum(p.numel() for p in model.module.parameters() if p.requires_grad)
+    assert stored == trained * (2 if method == "pissa" else 1)  # PiSSA's difference to its start has twice the rank
+
+
+def test_rank_stabilized_lora_is_lora_with_another_scale(base: Path) -> None:
+    outputs = []
+    for method, alpha in (("rslora", 8.0), ("lora", 16.0)):  # alpha / sqrt(4) = 2 alpha / 4
+        implementation = tuning_method(method)
+        torch.manual_seed(3)
+        model = implementation.prepare(base, implementation.options(settings(method, alpha=alpha)))
+        train(method, model)
+        outputs.append(model.decoder(INPUTS).logits)
+    assert torch.equal(*outputs)
+
+
+def test_lora_plus_gives_b_the_higher_rate(base: Path) -> None:
+    model = prepared("lora_plus", base)
+    implementation = tuning_method("lora_plus")
+    groups = implementation.groups(model, implementation.options(settings("lora_plus")), TRAINING)
+    rates = {id(parameter): group["lr_scale"] for group in groups for parameter in group["params"]}
+    trainable = {name: p for name, p in model.module.named_parameters() if p.requires_grad}
+    assert len(rates) == len(trainable)
+    for name, parameter in trainable.items():
+        assert rates[id(parameter)] == (16.0 if "lora_B" in name else 1.0), name
+    assert all(group["weight_decay"] == TRAINING.weight_decay for group in groups)
+
+
+@pytest.mark.parametrize("iterations", [None, 16])
+def test_pissa_starts_from_the_principal_singular_values(base: Path, iterations: int | None) -> None:
+    implementation = tuning_method("pissa")
+    torch.manual_seed(3)
+    options = implementation.options(settings("pissa", svd_iterations=iterations))
+    layer = implementation.prepare(base, options).decoder.blocks()[0].mixer.q_proj
+    original = load_decoder(base).blocks()[0].mixer.q_proj.weight
+    left, values, right = torch.linalg.svd(original.detach())
+    principal = (left[:, :4] * values[:4]) @ right[:4]
+    adapter = layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    torch.testing.assert_close(layer.base_layer.weight + adapter, original, atol=1e-5, rtol=1e-4)
+    if iterations is None:
+        torch.testing.assert_close(adapter, principal, atol=1e-4, rtol=1e-3)
+    else:  # the spectrum of a random matrix is nearly flat, so that the subspace is found roughly
+        assert float(adapter.detach().norm()) > 0.97 * float(principal.norm())
 
 
 @pytest.mark.parametrize("method", OPTIONS)
