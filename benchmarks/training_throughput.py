@@ -105,7 +105,9 @@ def _ours(
         decoder, decoder, lambda index: (tokens[:, :-1], tokens[:, 1:]), lambda: 0.0, groups, learning_rate=1e-4
     )
     trainer = Trainer(task, settings, device)
-    return trainer.step, "; ".join(decoder.kernels(device).values())
+    return trainer.step, "; ".join(
+        f"{part}: {kernel}" for part, kernel in trainer.kernels().items() if kernel != "plain PyTorch"
+    )
 
 
 def _baseline(

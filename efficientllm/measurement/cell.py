@@ -106,7 +106,7 @@ def _measure(configuration: Configuration, axis: registry.Axis, cell: str) -> Fi
         gc.collect()
     decoder = subjects.load(configuration, axis, cell, device)
     facts = subjects.facts(configuration, axis, cell, decoder, 0 if trained is None else trained.trainable)
-    kernels = subjects.kernels(axis, decoder, device) if trained is None else trained.kernels
+    kernels = decoder.kernels(device) if trained is None else trained.kernels
     findings = Findings(facts, kernels, information=information)
     if trained is not None:
         _training_values(configuration, axis, cell, trained, meter, findings)
@@ -146,8 +146,7 @@ def _train(
     result = measure_workload(workload, configuration.profile.measure, meter, memory)
     trainable = sum(parameter.numel() for parameter in trainer.task.model.parameters() if parameter.requires_grad)
     dtype = str(trainer.autocast or torch.float32).removeprefix("torch.")
-    kernels = subjects.kernels(axis, trainer.task.decoder, device)
-    return _Trained(result, workload.tokens_per_call, workload.samples_per_call, trainable, dtype, kernels)
+    return _Trained(result, workload.tokens_per_call, workload.samples_per_call, trainable, dtype, trainer.kernels())
 
 
 def _quality(

@@ -39,7 +39,7 @@ def load(configuration: Configuration, axis: registry.Axis, cell: str, device: t
     folder = paths.artifact(axis, cell)
     if axis == "pretrain":
         decoder = load_decoder(folder, device=device).requires_grad_(False).eval()
-        decoder.select_kernel(configuration.profile.architectures[cell].kernel, device)
+        decoder.select_kernel(configuration.profile.architectures[cell].kernel)
         return decoder
     return (load_tuned if axis == "tune" else load_quantized)(folder, device=device)
 
@@ -128,13 +128,3 @@ def bytes_in_memory(module: nn.Module) -> int:
         keep(value)
         keep(getattr(value, "quant_state", None))
     return sum(tensor.nbytes for tensor in tensors.values())
-
-
-def kernels(axis: registry.Axis, decoder: Decoder, device: torch.device) -> dict[str, str]:
-    """Names the implementations that ran for a cell."""
-    names = decoder.kernels(device)
-    if axis == "quantize":
-        del names["training compilation"]
-    else:
-        names["optimizer"] = "torch fused AdamW"
-    return names

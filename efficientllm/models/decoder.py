@@ -68,24 +68,23 @@ class Decoder(nn.Module):
         """Lists the mixers, feed-forward layers and positional encodings."""
         return [module for module in self.modules() if isinstance(module, Component)]
 
-    def select_kernel(self, kernel: Kernel, device: torch.device) -> None:
-        """Chooses the implementation that the components run.
+    def select_kernel(self, kernel: Kernel) -> None:
+        """Chooses the implementation that the components run: `auto`, `reference` or `fast`.
 
-        Args:
-            kernel: `auto`, `reference` or `fast`.
-            device: Where the decoder runs.
-
-        Raises:
-            ParameterError: `fast` is asked for, and a component's fast implementation cannot run there.
+        Where `fast` is chosen and cannot run, the next forward pass, or `kernels`, raises a `ParameterError`.
         """
         for part in self.components():
             part.kernel = kernel
-            part.runs_fast(device)
 
     def kernels(self, device: torch.device) -> dict[str, str]:
-        """Names the implementation that each kind of component runs on a device."""
+        """Names the implementation that each kind of component runs on a device, in the type now computed in.
+
+        Raises:
+            ParameterError: `fast` was chosen and cannot run.
+        """
         described = {part.kind: part.kernel_description(device) for part in self.components()}
-        described["training compilation"] = "none" if self._compiled is None else "torch.compile, block by block"
+        if self._compiled is not None:
+            described["training compilation"] = "torch.compile, block by block"
         return described
 
     def compile_blocks(self) -> None:

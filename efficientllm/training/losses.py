@@ -1,26 +1,28 @@
 """Next-token losses.
 
-The logits of a batch are by far its largest tensor: at a vocabulary of 151,936, 8192 tokens take 5 GB in float32, and
-cross-entropy holds them several times over. The loss of the output head is therefore computed rows by rows, and with
-it at once the gradients, so that the logits of one chunk are all that ever exists (the idea of Hsu et al. 2024, arXiv
-2410.10989, section 3.2, and of Wijmans et al. 2024, arXiv 2411.09009).
+The logits of a batch are by far its largest tensor: at a vocabulary of 151,936, those of 8192 tokens take 5 GB in
+float32, and cross-entropy with its gradient holds them several times over. So the head's loss is computed a chunk of
+positions at a time, and its gradients with it, as in Liger Kernel (Hsu et al. 2024, arXiv 2410.10989, section 3.2) and
+Cut Cross-Entropy (Wijmans et al. 2024, arXiv 2411.09009): the logits of one chunk are all that ever exist.
 """
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from efficientllm.data.packing import IGNORED
-
-if TYPE_CHECKING:
-    from efficientllm.models.decoder import Decoder
+from efficientllm.models.decoder import Decoder
 
 _CHUNK_BYTES = 1 << 30
-"""Most that the logits of one chunk may take in float32."""
+
+_Elementwise: TypeAlias = Callable[
+    [torch.Tensor, torch.Tensor, bool, bool], tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
+]
 
 
 def token_losses(logits_btv: torch.Tensor, labels_bt: torch.Tensor) -> torch.Tensor:
@@ -39,99 +41,199 @@ def token_losses(logits_btv: torch.Tensor, labels_bt: torch.Tensor) -> torch.Ten
     return flat.view(labels_bt.shape)
 
 
-def projected_token_losses(
-    decoder: "Decoder", hidden_btc: torch.Tensor, labels_bt: torch.Tensor, *, chunk: int | None = None
+def hidden_token_losses(
+    decoder: Decoder, hidden_btc: torch.Tensor, labels_bt: torch.Tensor, chunk: int | None = None
 ) -> torch.Tensor:
-    """`token_losses` of hidden states, chunk by chunk of positions; for evaluation, with gradients switched off.
+    """`token_losses` from hidden states, for evaluation: without gradients, logits exist a chunk at a time.
 
     Args:
-        decoder: The model, whose head may be of any kind.
-        hidden_btc: What `Decoder.hidden_states` returns.
+        decoder: The model; its head may be of any kind.
+        hidden_btc: Its hidden states `[B, T, C]`, as `Decoder.hidden_states` returns them.
         labels_bt: Token ids `[B, T]`, `IGNORED` where there is no loss.
-        chunk: Positions whose logits exist at a time; by default as many as take 1 GiB in float32.
+        chunk: Positions in a chunk; by default `default_chunk`.
 
     Returns:
         Losses `[B, T]`, 0 at ignored positions.
     """
     rows = chunk or default_chunk(decoder.embed_tokens.num_embeddings)
     pieces = zip(hidden_btc.flatten(0, 1).split(rows), labels_bt.flatten().split(rows), strict=True)
-    losses = [token_losses(decoder.project(hidden[None]), labels[None])[0] for hidden, labels in pieces]
+    losses = [token_losses(decoder.project(hidden_nc[None]), labels_n[None])[0] for hidden_nc, labels_n in pieces]
     return torch.cat(losses).view(labels_bt.shape)
 
 
+def training_loss(
+    decoder: Decoder, inputs_bt: torch.Tensor, labels_bt: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean next-token loss of a batch.
+
+    Args:
+        decoder: The model.
+        inputs_bt: Token ids `[B, T]`.
+        labels_bt: The token after each input, `IGNORED` where there is no loss. They may stay in host memory where the
+            decoder lies on a GPU: ignored positions then cost nothing in the head (see `linear_cross_entropy`).
+
+    Returns:
+        The loss to minimise (with the mixture of experts' balancing loss, where there is one), and the cross-entropy
+        alone, detached.
+    """
+    hidden_btc, auxiliary_loss = decoder.hidden_states_and_loss(inputs_bt)
+    hidden_nc, labels_n = hidden_btc.flatten(0, 1), labels_bt.flatten()
+    head: nn.Module = decoder.embed_tokens if decoder.lm_head is None else decoder.lm_head
+    # a head that is adapted or quantized is a class of its own, and does more than multiply by its weight
+    if type(head) in (nn.Embedding, nn.Linear) and getattr(head, "bias", None) is None:
+        loss = linear_cross_entropy(hidden_nc, cast(torch.Tensor, head.weight), labels_n)
+    else:
+        logits_nv = decoder.project(hidden_nc)
+        loss = F.cross_entropy(logits_nv.float(), labels_n.to(logits_nv.device), ignore_index=IGNORED)
+    total = loss if auxiliary_loss is None else loss + auxiliary_loss
+    return total, loss.detach()
+
+
 def default_chunk(vocabulary: int) -> int:
-    """Number of rows whose float32 logits take 1 GiB, and at least one."""
+    """Number of positions whose float32 logits take 1 GiB; at least one."""
     return max(1, _CHUNK_BYTES // (4 * vocabulary))
 
 
 def linear_cross_entropy(
     hidden_nc: torch.Tensor, weight_vc: torch.Tensor, labels_n: torch.Tensor, chunk: int | None = None
 ) -> torch.Tensor:
-    """Mean cross-entropy of `softmax(hidden_nc @ weight_vc.T)`, without ever holding the logits of more than a chunk.
+    """Mean cross-entropy under `softmax(hidden_nc @ weight_vc.T)`, of which no more than a chunk exists at a time.
 
-    Products are computed in autocast's type where it is on and in the tensors' own elsewhere, everything between them
-    in at least float32. Gradients come with the loss; they can be backpropagated once, and not differentiated again.
+    Matrix products are computed in autocast's type where it is on, else in the tensors' own; all between them in
+    float32 or better. Gradients are ready with the loss, so they can be backpropagated only once.
+
+    Ignored positions are dropped before the projection where the labels lie in host memory. On a GPU the host would
+    have to wait to learn how many are left, so labels that lie there are multiplied by all the same, to no effect.
 
     Args:
         hidden_nc: Hidden states `[N, C]`.
         weight_vc: The output head `[V, C]`.
-        labels_n: Token ids `[N]`, `IGNORED` where there is no loss.
-        chunk: Rows whose logits exist at a time; by default as many as take 1 GiB in float32.
+        labels_n: Token ids `[N]`, `IGNORED` where there is no loss; in host memory, or on the hidden states' device.
+        chunk: Positions in a chunk; by default `default_chunk`.
 
     Returns:
-        The mean over labels that are not ignored, a float32 scalar (float64 for float64); nan where all are.
+        The mean over labels that are not ignored, as a scalar in float32 or better; nan where all are.
     """
-    device = hidden_nc.device.type
-    if torch.is_autocast_enabled(device) and hidden_nc.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(device)
-        # outside the function, so that autograd converts the gradients back
-        hidden_nc, weight_vc = hidden_nc.to(dtype), weight_vc.to(dtype)
-    wanted = torch.is_grad_enabled()
+    on_host = labels_n.device.type == "cpu"
+    if on_host:
+        kept_n = labels_n != IGNORED
+        if not bool(kept_n.all()):
+            rows = kept_n.nonzero().flatten()
+            hidden_nc = hidden_nc.index_select(0, rows.to(hidden_nc.device, non_blocking=True))
+            labels_n = labels_n[rows]
+        labels_n = labels_n.to(hidden_nc.device, non_blocking=True)
     loss: torch.Tensor = _LinearCrossEntropy.apply(
         hidden_nc,
         weight_vc,
         labels_n,
         chunk or default_chunk(len(weight_vc)),
-        wanted and hidden_nc.requires_grad,
-        wanted and weight_vc.requires_grad,
+        not on_host,
+        torch.is_grad_enabled() and hidden_nc.requires_grad,
+        torch.is_grad_enabled() and weight_vc.requires_grad,
     )
     return loss
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """The loss, whose gradients are computed on the way and only scaled in the backward pass."""
+    """The loss with its gradients, which the backward pass only scales."""
 
     @staticmethod
     def forward(
-        ctx: torch.autograd.function.FunctionCtx,
+        ctx: Any,
         hidden_nc: torch.Tensor,
         weight_vc: torch.Tensor,
         labels_n: torch.Tensor,
         chunk: int,
+        any_ignored: bool,
         hidden_wanted: bool,
         weight_wanted: bool,
     ) -> torch.Tensor:
+        device, weight_type = hidden_nc.device, weight_vc.dtype
+        ctx.hidden_type = hidden_nc.dtype
+        if torch.is_autocast_enabled(device.type) and hidden_nc.dtype != torch.float64:
+            dtype = torch.get_autocast_dtype(device.type)
+            hidden_nc, weight_vc = hidden_nc.to(dtype), weight_vc.to(dtype)
         wanted = hidden_wanted or weight_wanted
-        elementwise = _elementwise(hidden_nc.device.type, wanted)
+        elementwise = _elementwise_on(device.type)
         count = (labels_n != IGNORED).sum()
-        several = len(hidden_nc) > chunk
-        total = None
-        hidden_gradients: list[torch.Tensor] = []
-        weight_gradient = None
-        with torch.autocast(hidden_nc.device.type, enabled=False):
-            for rows_nc, labels in zip(hidden_nc.split(chunk), labels_n.split(chunk), strict=True):
-                loss, scores = elementwise(rows_nc @ weight_vc.T, labels, count)
-                total = loss if total is None else total + loss
-                if hidden_wanted:
-                    hidden_gradients.append(scores @ weight_vc)
-                if not weight_wanted:
+        losses = []
+        hidden_gradient_nc = torch.empty_like(hidden_nc) if hidden_wanted else None
+        weight_gradient_vc = None
+        with torch.autocast(device.type, enabled=False):
+            for start in range(0, max(1, len(hidden_nc)), chunk):
+                rows = slice(start, start + chunk)
+                rows_nc = hidden_nc[rows]
+                loss, errors_nv, at_label_n1 = elementwise(rows_nc @ weight_vc.T, labels_n[rows], any_ignored, wanted)
+                losses.append(loss)
+                if errors_nv is None or at_label_n1 is None:
                     continue
-                if not several:
-                    weight_gradient = scores.T @ rows_nc
-                elif weight_gradient is None:
-                    # sums over chunks are kept in float32, as one product would keep them inside
-                    weight_gradient = (scores.T @ rows_nc).to(total.dtype)
-                else:
-                    weight_gradient += scores.T @ rows_nc
-                del scores
-        ...
+                errors_nv.scatter_(1, labels_n[rows, None].clamp_min(0), at_label_n1)
+                if hidden_gradient_nc is not None:
+                    torch.mm(errors_nv, weight_vc, out=hidden_gradient_nc[rows])
+                if weight_wanted:
+                    weight_gradient_vc = _accumulated(weight_gradient_vc, errors_nv, rows_nc, weight_type)
+                del errors_nv  # before the next chunk's are made
+        ctx.save_for_backward(hidden_gradient_nc, weight_gradient_vc, count)
+        return torch.stack(losses).sum() / count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        hidden_gradient_nc, weight_gradient_vc, count = ctx.saved_tensors
+        # without labels the gradients are zero, and stay so
+        scale = gradient / count.clamp_min(1)
+        # in place: autograd refuses to read them a second time
+        if hidden_gradient_nc is not None:
+            hidden_gradient_nc = hidden_gradient_nc.mul_(scale).to(ctx.hidden_type)
+        if weight_gradient_vc is not None:
+            weight_gradient_vc = weight_gradient_vc.mul_(scale)
+        return hidden_gradient_nc, weight_gradient_vc, None, None, None, None, None
+
+
+def _accumulated(
+    total_vc: torch.Tensor | None, errors_nv: torch.Tensor, rows_nc: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
+    """Adds one chunk's share to the weight's gradient, whose sum is kept in `dtype`, the weight's own."""
+    if dtype == errors_nv.dtype:
+        return errors_nv.T @ rows_nc if total_vc is None else total_vc.addmm_(errors_nv.T, rows_nc)
+    if total_vc is None:
+        total_vc = torch.zeros(errors_nv.shape[1], rows_nc.shape[1], dtype=dtype, device=rows_nc.device)
+    if dtype == torch.float32 and rows_nc.device.type == "cuda":
+        # the product's float32 sums reach the total without being rounded, and without a pass of their own
+        return torch.addmm(total_vc, errors_nv.T, rows_nc, out_dtype=dtype, out=total_vc)
+    return total_vc.add_(errors_nv.T @ rows_nc)
+
+
+def _elementwise(
+    logits_nv: torch.Tensor, labels_n: torch.Tensor, any_ignored: bool, gradients: bool
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """What lies between the matrix products of the loss and those of its gradients.
+
+    Args:
+        logits_nv: Scores `[N, V]`.
+        labels_n: Token ids `[N]`.
+        any_ignored: Whether some of them may be `IGNORED`.
+        gradients: Whether the gradients are wanted.
+
+    Returns:
+        The summed loss; the softmax, 0 at ignored positions; and what belongs in its place at the labels, `[N, 1]`, to
+        make it the gradient of the sum by the logits. The last two are in the logits' type, or None.
+    """
+    dtype = torch.promote_types(logits_nv.dtype, torch.float32)
+    log_softmax_nv = F.log_softmax(logits_nv, dim=1, dtype=dtype)
+    at_label_n1 = log_softmax_nv.gather(1, labels_n.clamp_min(0)[:, None])
+    real_n1 = (labels_n != IGNORED)[:, None]
+    loss = -at_label_n1.where(real_n1, 0).sum()
+    if not gradients:
+        return loss, None, None
+    softmax_nv = log_softmax_nv.exp_()
+    error_n1 = at_label_n1.expm1()
+    if any_ignored:
+        softmax_nv, error_n1 = softmax_nv * real_n1, error_n1 * real_n1
+    return loss, softmax_nv.to(logits_nv.dtype), error_n1.to(logits_nv.dtype)
+
+
+@functools.cache
+def _elementwise_on(device_type: str) -> _Elementwise:
+    """Compiles the elementwise part for a GPU, where each pass over the logits counts."""
+    return torch.compile(_elementwise) if device_type == "cuda" else _elementwise

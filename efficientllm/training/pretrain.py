@@ -69,7 +69,7 @@ def pretraining_trainer(configuration: Configuration, name: str, decoder: Decode
         return total / count
 
     own = configuration.profile.architectures[name]
-    decoder.select_kernel(own.kernel, device)
+    decoder.select_kernel(own.kernel)
     task = TrainingTask(decoder, decoder, batch, evaluate, parameter_groups(decoder, settings), own.learning_rate)
     return Trainer(task, settings, device)
 
@@ -91,7 +91,7 @@ def pretrain(configuration: Configuration, name: str) -> None:
     torch.manual_seed(seed)
     decoder = build_decoder(config, device=device)
     trainer = pretraining_trainer(configuration, name, decoder, device)
-    print("; ".join(f"{part}: {kernel}" for part, kernel in decoder.kernels(device).items()))
+    print("; ".join(f"{part}: {kernel}" for part, kernel in trainer.kernels().items()))
     identity = fingerprint(
         model=config.to_dict(), training=settings.model_dump(), seed=seed,
         learning_rate=trainer.task.learning_rate, data=file_hash(paths.DATA / "manifest.json"),

@@ -74,6 +74,12 @@ class Trainer:
         self.optimizer = build_optimizer(task.groups, settings, task.learning_rate)
         self._trainable = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
+    def kernels(self) -> dict[str, str]:
+        """Names the implementations that training runs."""
+        with self._mixed_precision():  # which can run depends on the type
+            described: dict[str, str] = self.task.decoder.kernels(self.device)
+        return {**described, "optimizer": "torch fused AdamW"}
+
     def step(self, index: int) -> StepResult:
         """Runs optimizer step `index`: gradients of the accumulated micro-batches, clipping, AdamW."""
         rate = learning_rate_at(index, self.task.learning_rate, self.settings)
@@ -85,11 +91,9 @@ class Trainer:
             inputs, labels = self.task.batch(index * micro_batches + micro)
             tokens += inputs.numel()
             with self._mixed_precision():
-                loss, cross_entropy = training_loss(
-                    self.task.decoder,
-                    inputs.to(self.device, non_blocking=True),
-                    labels.to(self.device, non_blocking=True),
-                )
+                # labels stay where they are: the loss leaves out ignored ones without waiting for the device
+                on_device = inputs.to(self.device, non_blocking=True)
+                loss, cross_entropy = training_loss(self.task.decoder, on_device, labels)
             (loss / micro_batches).backward()
             losses.append(cross_entropy)
         norm = torch.nn.utils.clip_grad_norm_(self._trainable, self.settings.gradient_clip)

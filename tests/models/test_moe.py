@@ -89,3 +89,146 @@ def test_balancing_losses_of_all_layers_are_summed(make_decoder, tokens):
 def test_options(make_config, options, message):
     with pytest.raises(ParameterError, match=message):
         build_decoder(make_config(feedforward="moe", feedforward_options=options), device="meta")
+
+
+def forward_and_gradients(layer: MixtureOfExperts, x: torch.Tensor, span: Span | None = None) -> list[torch.Tensor]:
+    """Output, balancing loss and all gradients of a layer in training mode."""
+    x = x.detach().clone().requires_grad_()
+    found, balance = layer.train()(x, span or Span(0, x.shape[1]), None)
+    total = (found.float() * torch.linspace(-1, 1, found.numel(), device=x.device).view_as(found)).sum() + balance
+    return [found, balance, *torch.autograd.grad(total, [x, *layer.parameters()])]
+
+
+@pytest.fixture
+def grouped_everywhere(monkeypatch):
+    """Lets the grouped product run where it is not preferred: on a CPU, PyTorch's has the same interface."""
+    monkeypatch.setattr(MixtureOfExperts, "fast_obstacle", lambda self, device: None)
+
+
+def idle_expert(layer: MixtureOfExperts, x: torch.Tensor) -> torch.Tensor:
+    """Makes expert 2 the last choice of every token."""
+    x[..., 0] = 5.0
+    with torch.no_grad():
+        layer.router[:, 0] = 0.0
+        layer.router[2, 0] = -50.0
+    return x
+
+
+@pytest.mark.usefixtures("grouped_everywhere")
+@pytest.mark.parametrize("idle", [False, True], ids=["all work", "an expert rests"])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_grouped_product_equals_loop(layer, monkeypatch, autocast, idle):
+    torch.manual_seed(5)
+    x = torch.randn(3, 11, 32)
+    if idle:
+        x = idle_expert(layer, x)
+    results, calls, product = [], [], F.grouped_mm
+    monkeypatch.setattr(
+        F, "grouped_mm", lambda a, b, *, offs: calls.append((a.dtype, offs.tolist())) or product(a, b, offs=offs)
+    )
+    for kernel in ("reference", "fast"):
+        layer.kernel = kernel
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            results.append(forward_and_gradients(layer, x))
+    dtype = torch.bfloat16 if autocast else torch.float32
+    assert [called for called, _ in calls] == [dtype, dtype]  # and none by the loop
+    ends = calls[0][1]
+    assert ends[-1] == 66 and (ends[1] == ends[2]) == idle
+    tolerance = {"rtol": 2e-2, "atol": 2e-2} if autocast else {}
+    for expected, found in zip(*results, strict=True):
+        assert expected.dtype == found.dtype
+        torch.testing.assert_close(found, expected, **tolerance)
+    if idle:
+        gate_up_gradient = results[1][4]
+        assert not gate_up_gradient[2].any() and gate_up_gradient[[0, 1, 3]].any()
+
+
+@pytest.mark.usefixtures("grouped_everywhere")
+@pytest.mark.parametrize("padded", [False, True])
+def test_grouped_product_compiles_whole(layer, padded):
+    torch.manual_seed(6)
+    x = torch.randn(2, 8, 32)
+    mask = None
+    if padded:
+        mask = torch.ones(2, 8, dtype=torch.bool)
+        mask[0, :3] = False
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")  # a break in the graph would raise
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = forward_and_gradients(layer, x, Span(0, 8, padding_mask_bt=mask))
+        ours = x.clone().requires_grad_()
+        found, balance = compiled(ours, Span(0, 8, padding_mask_bt=mask), None)
+    torch.testing.assert_close(found, expected[0])
+    torch.testing.assert_close(balance, expected[1])
+    weights = torch.linspace(-1, 1, found.numel()).view_as(found)
+    gradients = torch.autograd.grad((found * weights).sum() + balance, [ours, *layer.parameters()])
+    for gradient, expected_gradient in zip(gradients, expected[2:], strict=True):
+        torch.testing.assert_close(gradient, expected_gradient, rtol=2e-2, atol=2e-2)
+
+
+def test_kernel_on_a_cpu(layer):
+    cpu = torch.device("cpu")
+    assert layer.kernel_description(cpu).startswith("loop over experts (grouped matrix multiplication has kernels for")
+    layer.kernel = "fast"
+    with pytest.raises(ParameterError, match="kernel 'fast': grouped matrix multiplication has kernels for GPUs alone"):
+        layer(torch.randn(1, 4, 32), Span(0, 4), None)
+
+
+class Properties:
+    def __init__(self, major: int) -> None:
+        self.major = major
+
+
+@pytest.mark.parametrize(
+    ("major", "dtype", "inner", "obstacle"),
+    [
+        (9, torch.bfloat16, 48, None),
+        (10, torch.bfloat16, 48, None),
+        (8, torch.bfloat16, 48, "needs a GPU of compute capability 9 or 10"),
+        (12, torch.bfloat16, 48, "needs a GPU of compute capability 9 or 10"),
+        (9, torch.float16, 48, "needs bfloat16, not float16"),
+        (9, torch.bfloat16, 44, "multiples of 8"),
+    ],
+)
+def test_kernel_on_a_gpu(make_decoder, monkeypatch, major, dtype, inner, obstacle):
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties(major))
+    layer = make_decoder(feedforward="moe", intermediate_size=inner).layers[0].feedforward
+    device = torch.device("cuda")
+    found = layer.to(dtype).fast_obstacle(device)
+    assert found is None if obstacle is None else obstacle in found
+    if obstacle is None:
+        assert layer.float().fast_obstacle(device) == "needs bfloat16, not float32"
+        # autocast stays off where there is no GPU, so its state is set by hand
+        monkeypatch.setattr(torch, "is_autocast_enabled", lambda device_type: True)
+        monkeypatch.setattr(torch, "get_autocast_dtype", lambda device_type: dtype)
+        assert layer.fast_obstacle(device) is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("idle", [False, True], ids=["all work", "an expert rests"])
+def test_grouped_product_equals_loop_on_a_gpu(layer, idle, compiled):
+    device = torch.device("cuda")
+    layer.to(device)
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        obstacle = layer.fast_obstacle(device)
+    if obstacle is not None:
+        pytest.skip(obstacle)
+    torch.manual_seed(7)
+    x = torch.randn(4, 37, 32, device=device)  # slices of any length, aligned to nothing
+    if idle:
+        x = idle_expert(layer, x)
+    results = []
+    for kernel in ("reference", "fast"):
+        layer.kernel = kernel
+        subject = torch.compile(layer, fullgraph=True) if compiled and kernel == "fast" else layer
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            forward_and_gradients(subject, x)  # compiles
+            torch.cuda.synchronize()
+            torch.cuda.set_sync_debug_mode("error" if kernel == "fast" else "default")
+            try:
+                results.append(forward_and_gradients(subject, x))
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=3e-2, atol=3e-2)

@@ -2,7 +2,8 @@
 
 Each token goes to the `experts_per_token` experts with the highest router scores; their outputs are summed with the
 softmax over those scores. No token is dropped: tokens are sorted by expert, and each expert multiplies one contiguous
-slice.
+slice: all slices in one grouped matrix product, whose offsets stay on the device, or where that cannot run in a loop,
+which on a GPU waits for their lengths.
 
 The experts' weights are stacked tensors, not `nn.Linear`. So bitsandbytes, which replaces linear layers alone, would
 leave them in 16 bits, and PEFT's "all-linear" would adapt attention alone; PEFT reaches stacked weights by
@@ -33,20 +34,34 @@ class MixtureOptions(Section):
         return self
 
 
-def load_balancing_loss(probabilities_ne: torch.Tensor, chosen_nk: torch.Tensor) -> torch.Tensor:
+def load_balancing_loss(
+    probabilities_ne: torch.Tensor, chosen_nk: torch.Tensor, real_n: torch.Tensor | None = None
+) -> torch.Tensor:
     """Switch's balancing loss of one layer (Fedus et al. 2021, arXiv 2101.03961, equation 4), for top-k as in Mixtral.
 
     Args:
         probabilities_ne: Softmax over all router scores `[N, E]`.
         chosen_nk: Chosen experts `[N, k]`.
+        real_n: True where a token counts `[N]`; None where all do.
 
     Returns:
         E * sum_e f_e P_e, where f_e is the mean number of a token's choices that fall on expert e and P_e the mean
         probability of e; k where the load is even.
     """
     experts = probabilities_ne.shape[1]
-    load_e = torch.bincount(chosen_nk.flatten(), minlength=experts).to(probabilities_ne.dtype) / len(chosen_nk)
-    return experts * (load_e * probabilities_ne.mean(dim=0)).sum()
+    numbers = torch.arange(experts, device=chosen_nk.device)
+    choices_ne = (chosen_nk.unsqueeze(-1) == numbers).sum(dim=1).to(probabilities_ne.dtype)
+    if real_n is None:
+        return experts * (choices_ne.mean(dim=0) * probabilities_ne.mean(dim=0)).sum()
+    # weights rather than a selection, whose length a GPU would have to tell
+    share_n1 = (real_n / real_n.sum()).unsqueeze(-1)
+    return experts * ((share_n1 * choices_ne).sum(dim=0) * (share_n1 * probabilities_ne).sum(dim=0)).sum()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _has_grouped_kernel(device: torch.device) -> bool:
+    """Whether PyTorch brings a kernel for groups of matrices on this GPU: from Hopper on, consumer cards left out."""
+    return torch.cuda.get_device_properties(device).major in (9, 10)
 
 
 class _Rearrange(torch.autograd.Function):
@@ -91,13 +106,38 @@ class MixtureOfExperts(Feedforward):
     """Top-k routed SwiGLU experts; 6 k C I + 2 C E FLOPs per token."""
 
     Options = MixtureOptions
+    reference_kernel = "loop over experts"
+    fast_kernel = "grouped matrix multiplication"
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__(config)
         experts, width, inner = self.options.experts, config.hidden_size, config.intermediate_size
+        self.width, self.inner = width, inner
         self.router = nn.Parameter(torch.empty(experts, width))
         self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * inner, width))
         self.down_proj = nn.Parameter(torch.empty(experts, width, inner))
+
+    def fast_obstacle(self, device: torch.device) -> str | None:
+        """Says where PyTorch's grouped product is no single kernel but itself a loop, which waits for the offsets.
+
+        The type that counts is the one computed in: autocast's, where it is on.
+        """
+        if device.type != "cuda":
+            return "has kernels for GPUs alone; elsewhere PyTorch loops over experts too"
+        if not _has_grouped_kernel(device):
+            return "needs a GPU of compute capability 9 or 10"
+        dtype = self._compute_type(device)
+        if dtype != torch.bfloat16:
+            return f"needs bfloat16, not {str(dtype).removeprefix('torch.')}"
+        if self.width % 8 or self.inner % 8:  # rows have to start at multiples of 16 bytes
+            return "needs hidden_size and intermediate_size to be multiples of 8"
+        return None
+
+    def _compute_type(self, device: torch.device) -> torch.dtype:
+        """The type of matrix products; spelled out because autocast does not know the grouped one."""
+        if torch.is_autocast_enabled(device.type):
+            return torch.get_autocast_dtype(device.type)
+        return self.router.dtype
 
     def forward(
         self, hidden_btc: torch.Tensor, span: Span, state: LayerState | None
@@ -111,22 +151,35 @@ class MixtureOfExperts(Feedforward):
             scores_ne = F.linear(x_nc.float(), self.router.float())
         top_nk, chosen_nk = scores_ne.topk(copies, dim=-1)
         weights_nk = top_nk.softmax(dim=-1).to(x_nc.dtype)
-        order = chosen_nk.flatten().argsort(stable=True)
+        sorted_experts, order = chosen_nk.flatten().sort(stable=True)
         inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-        counts = torch.bincount(chosen_nk.flatten(), minlength=self.options.experts).tolist()
-        sorted_out = self._experts(_Dispatch.apply(x_nc, order, inverse, copies), counts)
+        numbers = torch.arange(self.options.experts, device=order.device)
+        ends_e = torch.searchsorted(sorted_experts, numbers, right=True, out_int32=True)
+        if self.runs_fast(x_nc.device):
+            # cast before the copies are made: they are half as wide
+            sorted_nc = _Dispatch.apply(x_nc.to(self._compute_type(x_nc.device)), order, inverse, copies)
+            sorted_out = self._all_experts(sorted_nc, ends_e)
+        else:
+            sorted_out = self._each_expert(_Dispatch.apply(x_nc, order, inverse, copies), ends_e)
         out_nkc = _Rearrange.apply(sorted_out, inverse, order).view(-1, copies, x_nc.shape[-1])
         out_nc = (out_nkc * weights_nk.unsqueeze(-1)).sum(dim=1)
         loss = None
         if self.training:
-            real = slice(None) if span.padding_mask_bt is None else span.padding_mask_bt.flatten()
-            balance = load_balancing_loss(scores_ne[real].softmax(dim=-1), chosen_nk[real])
+            real_n = None if span.padding_mask_bt is None else span.padding_mask_bt.flatten()
+            balance = load_balancing_loss(scores_ne.softmax(dim=-1), chosen_nk, real_n)
             loss = self.options.load_balancing_weight * balance
         return out_nc.view_as(hidden_btc), loss
 
-    def _experts(self, sorted_nc: torch.Tensor, counts: list[int]) -> torch.Tensor:
-        """Runs each expert on its contiguous slice of the sorted tokens."""
-        outputs = []
+    def _all_experts(self, sorted_nc: torch.Tensor, ends_e: torch.Tensor) -> torch.Tensor:
+        """Runs all experts at once, each on the slice of the sorted tokens that ends at its offset."""
+        gate_up_weight = self.gate_up_proj.to(sorted_nc.dtype).transpose(1, 2)
+        down_weight = self.down_proj.to(sorted_nc.dtype).transpose(1, 2)
+        gate, up = F.grouped_mm(sorted_nc, gate_up_weight, offs=ends_e).chunk(2, dim=-1)
+        return F.grouped_mm(F.silu(gate) * up, down_weight, offs=ends_e)
+
+    def _each_expert(self, sorted_nc: torch.Tensor, ends_e: torch.Tensor) -> torch.Tensor:
+        """Runs expert after expert, each on its contiguous slice of the sorted tokens."""
+        outputs, counts = [], ends_e.diff(prepend=ends_e.new_zeros(1)).tolist()
         # unbound at once: indexing expert by expert would write a full-size gradient for each
         experts = zip(sorted_nc.split(counts), self.gate_up_proj.unbind(), self.down_proj.unbind(), strict=True)
         for slice_nc, gate_up_weight, down_weight in experts:
