@@ -23,6 +23,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mamba2": {
         "mixer": "mamba2", "position": "none", "mixer_options": {"head_dim": 16, "state_size": 8, "chunk": 4},
     },
+    "rwkv": {
+        "block": "rwkv", "mixer": "rwkv7", "position": "none", "feedforward": "rwkv7_channel_mix",
+        "mixer_options": {
+            "head_size": 16, "chunk": 8, "decay_rank": 8, "learning_rate_rank": 8, "value_rank": 8, "gate_rank": 8,
+        },
+    },
 }  # fmt: skip
 """Every mixer, each in the decoder that it is ranked in."""
 
