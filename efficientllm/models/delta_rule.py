@@ -195,9 +195,9 @@ class AffineScan(torch.autograd.Function):
 
 
 def _scan(transition: torch.Tensor, addition: torch.Tensor, initial: torch.Tensor) -> torch.Tensor:
-    """States after each chunk: one after the other on a CPU, in a logarithmic number of passes on a GPU."""
+    """States after each chunk: one after the other on a CPU, in about twice the square root of their number on a GPU."""
     if transition.device.type == "cuda":
-        return parallel_scan(transition, addition, initial)
+        return two_level_scan(transition, addition, initial)
     state, states = initial, []
     for step in range(transition.shape[2]):
         state = state @ transition[:, :, step] + addition[:, :, step]
@@ -205,14 +205,29 @@ def _scan(transition: torch.Tensor, addition: torch.Tensor, initial: torch.Tenso
     return torch.stack(states, dim=2)
 
 
-def parallel_scan(transition: torch.Tensor, addition: torch.Tensor, initial: torch.Tensor) -> torch.Tensor:
-    """Composes ever longer runs of chunks (Kogge and Stone 1973): after pass p each map spans 2^p chunks."""
-    count, distance = transition.shape[2], 1
-    while distance < count:
-        late = transition[:, :, distance:]
-        addition = torch.cat(
-            (addition[:, :, :distance], addition[:, :, :-distance] @ late + addition[:, :, distance:]), 2
-        )
-        transition = torch.cat((transition[:, :, :distance], transition[:, :, :-distance] @ late), 2)
-        distance *= 2
-    return initial.unsqueeze(2) @ transition + addition
+def two_level_scan(transition: torch.Tensor, addition: torch.Tensor, initial: torch.Tensor) -> torch.Tensor:
+    """Composes the maps of runs of chunks, all runs at once; then chains the runs; then applies each run's prefixes.
+
+    Every map is read and written a few times only, where a scan of logarithmic depth would do so in every pass.
+    """
+    count, width = transition.shape[2], transition.shape[-1]
+    run = 2 ** ((count - 1).bit_length() // 2)
+    missing = -count % run
+    if missing:
+        identity = torch.eye(width, device=transition.device, dtype=transition.dtype)
+        transition = torch.cat((transition, identity.expand(*transition.shape[:2], missing, -1, -1)), dim=2)
+        addition = F.pad(addition, (0, 0, 0, 0, 0, missing))
+    transition, addition = (x.unflatten(2, (-1, run)) for x in (transition, addition))
+    linear, constant = transition[:, :, :, 0], addition[:, :, :, 0]
+    linears, constants = [linear], [constant]
+    for step in range(1, run):
+        both = torch.cat((linear, constant), dim=-2) @ transition[:, :, :, step]
+        linear, constant = both[..., :width, :], both[..., width:, :] + addition[:, :, :, step]
+        linears.append(linear)
+        constants.append(constant)
+    state, starts = initial, [initial]
+    for place in range(transition.shape[2] - 1):
+        state = state @ linear[:, :, place] + constant[:, :, place]
+        starts.append(state)
+    prefixes = torch.stack(starts, dim=2).unsqueeze(3) @ torch.stack(linears, dim=3) + torch.stack(constants, dim=3)
+    return prefixes.flatten(2, 3)[:, :, :count]

@@ -9,8 +9,13 @@ from efficientllm.components.feedforwards.rwkv7_channel_mix import RWKV7ChannelM
 from efficientllm.components.mixers.rwkv7 import RWKV7TimeMixing, default_rank
 from efficientllm.errors import ParameterError
 from efficientllm.models.build import build_decoder
-from efficientllm.models.delta_rule import AffineScan, UnitLowerInverse, chunked_delta_rule, recurrent_delta_rule
-from efficientllm.models.delta_rule import parallel_scan as parallel
+from efficientllm.models.delta_rule import (
+    AffineScan,
+    UnitLowerInverse,
+    chunked_delta_rule,
+    recurrent_delta_rule,
+    two_level_scan,
+)
 from efficientllm.models.interfaces import Span
 from tests.models.conftest import FAMILIES
 
@@ -54,13 +59,13 @@ def test_inverse_and_scan_have_their_gradients():
     assert torch.autograd.gradcheck(AffineScan.apply, (*maps, start))
 
 
-@pytest.mark.parametrize("count", [1, 2, 5, 8, 13])
-def test_parallel_scan_equals_the_loop(count):
+@pytest.mark.parametrize("count", [1, 2, 5, 16, 23])
+def test_two_level_scan_equals_the_loop(count):
     torch.manual_seed(count)
     transition, addition = 0.4 * torch.randn(2, 3, count, 8, 8), torch.randn(2, 3, count, 8, 8)
     start = torch.randn(2, 3, 8, 8)
     looped = AffineScan.apply(transition, addition, start)[:, :, 1:]
-    torch.testing.assert_close(parallel(transition, addition, start), looped, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(two_level_scan(transition, addition, start), looped, rtol=1e-4, atol=1e-4)
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
