@@ -94,17 +94,17 @@ def chunked_delta_rule(
     r, log_w, k, v, a, b = (chunks(x) for x in (r, log_w, k, v, a, b))
     after = log_w.cumsum(dim=-2)
     before = after - log_w
-    middle, end = after[..., chunk // 2 - 1 : chunk // 2, :], after[..., -1:, :]
-    # quotients of decays are taken about the chunk's middle, so that neither factor grows beyond float32
+    end = log_w.sum(dim=-2, keepdim=True)
+    # quotients of decays are taken about the chunk's middle, so that neither factor grows beyond float32; it cancels
+    middle = after[..., chunk // 2 - 1 : chunk // 2, :].detach()
     reading = torch.cat((a * (before - middle).exp(), r * (after - middle).exp()), dim=-2)
     writing = torch.cat((b, k), dim=-2) * torch.cat((middle - after, middle - after), dim=-2).exp()
     scores = reading @ writing.transpose(-1, -2)
     rows = torch.arange(chunk, device=r.device)
     earlier, causal = rows[:, None] > rows, rows[:, None] >= rows
-    a_b = scores[..., :chunk, :chunk].masked_fill(~earlier, 0)
-    a_k = scores[..., :chunk, chunk:].masked_fill(~earlier, 0)
-    r_b = scores[..., chunk:, :chunk].masked_fill(~causal, 0)
-    r_k = scores[..., chunk:, chunk:].masked_fill(~causal, 0)
+    from_a, from_r = scores.split(chunk, dim=-2)
+    a_b, a_k = from_a.masked_fill(~torch.cat((earlier, earlier), dim=-1), 0).split(chunk, dim=-1)
+    from_r = from_r.masked_fill(~torch.cat((causal, causal), dim=-1), 0)
 
     # u = (I - a_b)^-1 (a S^T + a_k v) = from_state S^T + from_values
     solved = UnitLowerInverse.apply(a_b) @ torch.cat((a * before.exp(), a_k @ v), dim=-1)
@@ -114,13 +114,13 @@ def chunked_delta_rule(
     addition = torch.cat((from_values, v), dim=-2).transpose(-1, -2) @ torch.cat((b_end, k_end), dim=-2)
     if state_bhdd is None:
         state_bhdd = r.new_zeros(batch, heads, width, width)
-    states = AffineScan.apply(transition, addition, state_bhdd.float())  # [B, H, Z + 1, D, D]
-    transposed = states[:, :, :-1].transpose(-1, -2)
+    states, last = AffineScan.apply(transition, addition, state_bhdd.float())
+    transposed = states.transpose(-1, -2)
 
     u = from_state @ transposed + from_values
-    y = (r * after.exp()) @ transposed + torch.cat((r_b, r_k), dim=-1) @ torch.cat((u, v), dim=-2)
+    y = (r * after.exp()) @ transposed + from_r @ torch.cat((u, v), dim=-2)
     y = y.permute(0, 2, 3, 1, 4).reshape(batch, count * chunk, heads, width)
-    return y[:, :length], states[:, :, -1]
+    return y[:, :length], last
 
 
 class UnitLowerInverse(torch.autograd.Function):
@@ -165,7 +165,7 @@ def _inverse(lower: torch.Tensor) -> torch.Tensor:
 
 
 class AffineScan(torch.autograd.Function):
-    """States of S_{z+1} = S_z M_z + N_z, from the first to the one after the last chunk.
+    """States of S_{z+1} = S_z M_z + N_z.
 
     Args:
         transition: M `[B, H, Z, D, D]`.
@@ -173,25 +173,28 @@ class AffineScan(torch.autograd.Function):
         initial: S_0 `[B, H, D, D]`.
 
     Returns:
-        `[B, H, Z + 1, D, D]`.
+        The states before each chunk `[B, H, Z, D, D]`, and the one after the last `[B, H, D, D]`.
     """
 
     @staticmethod
     def forward(  # noqa: D102
         ctx: Any, transition: torch.Tensor, addition: torch.Tensor, initial: torch.Tensor
-    ) -> torch.Tensor:
-        states = torch.cat((initial.unsqueeze(2), _scan(transition, addition, initial)), dim=2)
-        ctx.save_for_backward(transition, states)
-        return states
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        after = _scan(transition, addition, initial)
+        before = torch.cat((initial.unsqueeze(2), after[:, :, :-1]), dim=2)
+        ctx.save_for_backward(transition, before)
+        return before, after[:, :, -1].clone()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # noqa: D102
-        transition, states = ctx.saved_tensors
+    def backward(  # noqa: D102
+        ctx: Any, gradient: torch.Tensor, last_gradient: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        transition, before = ctx.saved_tensors
         # backwards the law is the same: G_z = G_{z+1} M_z^T + g_z
-        backwards = _scan(transition.transpose(-1, -2).flip(2), gradient[:, :, :-1].flip(2), gradient[:, :, -1])
-        totals = torch.cat((gradient[:, :, -1:], backwards), dim=2).flip(2)
-        return states[:, :, :-1].transpose(-1, -2) @ totals[:, :, 1:], totals[:, :, 1:], totals[:, :, 0]
+        total = _scan(transition.transpose(-1, -2).flip(2), gradient.flip(2), last_gradient).flip(2)
+        later = torch.cat((total[:, :, 1:], last_gradient.unsqueeze(2)), dim=2)
+        return before.transpose(-1, -2) @ later, later, total[:, :, 0]
 
 
 def _scan(transition: torch.Tensor, addition: torch.Tensor, initial: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ def shifted_difference(hidden_btc: torch.Tensor, state: LayerState | None) -> to
         state: Holds the last token of the pass before as `previous`, and gets this pass' last one; None without cache.
     """
     if state is None:
-        return F.pad(hidden_btc[:, :-1], (0, 0, 1, 0)) - hidden_btc
+        return F.pad(hidden_btc, (0, 0, 1, -1)) - hidden_btc
     first = state["previous"].unsqueeze(1).to(hidden_btc.dtype)
     shifted = torch.cat((first, hidden_btc[:, :-1]), dim=1)
     state["previous"].copy_(hidden_btc[:, -1])

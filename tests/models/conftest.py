@@ -15,6 +15,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gqa": {"mixer": "gqa"},
     "mha": {"mixer": "mha"},
     "mla": {"mixer": "mla", "mixer_options": {"kv_lora_rank": 12, "qk_rope_head_dim": 4}},
+    "nsa": {
+        "mixer": "nsa",
+        "mixer_options": {
+            "compression_block": 4, "compression_stride": 2, "selection_block": 4, "selected_blocks": 3,
+            "sliding_window": 6,
+        },
+    },
     "relative": {"position": "relative", "position_options": {"buckets": 8, "max_distance": 12}},
     "pythia": {
         "block": "parallel", "mixer": "gpt_neox", "feedforward": "gelu", "key_value_heads": 4, "tie_embeddings": False,

@@ -132,8 +132,8 @@ class RWKV7TimeMixing(Mixer):
         if real_bt is not None:
             hidden_btc = hidden_btc * real_bt.unsqueeze(-1)
         difference = shifted_difference(hidden_btc, state)
-        mixed = torch.addcmul(hidden_btc.unsqueeze(0), difference.unsqueeze(0), self.mix[:, None, None])
-        x_r, x_w, x_k, x_v, x_a, x_g = mixed.unbind()
+        # one by one, which keeps them in a CPU's cache; a compiler fuses them
+        x_r, x_w, x_k, x_v, x_a, x_g = (torch.addcmul(hidden_btc, difference, mix) for mix in self.mix.unbind())
         r, k, v = self.r_proj(x_r), self.k_proj(x_k), self.v_proj(x_v)
         log_w = -_MAX_LOG_DECAY * torch.sigmoid(self.decay.up(torch.tanh(self.decay.down(x_w))).float())
         if self.value is None:
