@@ -225,3 +225,16 @@ def test_fast_kernels_equal_plain_ones(make_decoder, tokens, family):
         results.append([logits, *(parameter.grad for parameter in decoder.parameters())])
     for plain, fast in zip(*results, strict=True):
         torch.testing.assert_close(plain, fast, rtol=1e-3, atol=1e-4)
+
+
+def test_a_fast_kernel_that_cannot_run_is_an_error(make_decoder, tokens):
+    decoder = make_decoder(**FAMILIES["nsa"])
+    device = torch.device("cpu")
+    assert decoder.kernels(device)["mixer"].startswith("masked scores of a few queries at a time (block-sparse")
+    decoder.select_kernel("fast")
+    for run in (lambda: decoder(tokens), lambda: decoder.kernels(device)):
+        with pytest.raises(ParameterError, match=r"kernel 'fast': .* GPU.*; use kernel 'auto' or 'reference'"):
+            run()
+    decoder.select_kernel("reference")
+    assert decoder.kernels(device)["mixer"] == "masked scores of a few queries at a time (asked for)"
+    assert make_decoder().kernels(device)["mixer"] == "fused attention"
