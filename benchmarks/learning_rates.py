@@ -1,13 +1,15 @@
-"""Finds the pretraining learning rate of each architecture: trains every one at several rates, and prints the losses.
+"""Finds learning rates: trains each architecture, or each tuning method at a size, at several rates and seeds.
 
     python benchmarks/learning_rates.py --rows dense_medium,mamba --rates 3e-3,6e-3,1.2e-2 --seeds 0
+    python benchmarks/learning_rates.py --size small --rows lora,pissa --rates 1e-3,3e-3
 
-It needs the prepared data (`dvc repro prepare`) and reads params.yaml and its profile. One rate for all would be unfair:
-families differ in the rate that suits them. The best rate of each row belongs in the profile, beside its sweep in
-docs/log.md.
+It prints the final held-out losses. It needs the prepared data (`dvc repro prepare`), for tuning the pretrained base too,
+and reads params.yaml and its profile. One rate for all would be unfair: families differ in the rate that suits them. The
+best rate of each row belongs in the profile, beside its sweep in docs/log.md.
 """
 
 import argparse
+import dataclasses
 import tempfile
 from pathlib import Path
 
@@ -18,21 +20,27 @@ from efficientllm.device import select_device
 from efficientllm.errors import CellFailure
 from efficientllm.models.build import build_decoder
 from efficientllm.training.pretrain import pretraining_config, pretraining_trainer
+from efficientllm.training.trainer import Trainer
+from efficientllm.tuning.tune import prepare_model, tuning_trainer
 
 
 def main() -> None:
     """Prints one line per row, with the held-out loss at each rate and seed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", help="comma-separated pretraining runs; default: all of params.yaml")
+    parser.add_argument("--rows", help="comma-separated pretraining runs, or methods; default: all of params.yaml")
+    parser.add_argument("--size", help="sweep tuning methods at this size instead of architectures")
     parser.add_argument("--rates", default="3e-3,6e-3,1.2e-2")
     parser.add_argument("--seeds", default="0")
     arguments = parser.parse_args()
     configuration = load()
-    rows = arguments.rows.split(",") if arguments.rows else list(configuration.parameters.architectures)
+    known = configuration.parameters.methods if arguments.size else list(configuration.parameters.architectures)
+    rows = arguments.rows.split(",") if arguments.rows else known
     rates = [float(rate) for rate in arguments.rates.split(",")]
     for row in rows:
         losses = {
-            rate: [_final_loss(configuration, row, rate, int(seed)) for seed in arguments.seeds.split(",")]
+            rate: [
+                _final_loss(configuration, row, arguments.size, rate, int(seed)) for seed in arguments.seeds.split(",")
+            ]
             for rate in rates
         }
         best = min(losses, key=lambda rate: sum(losses[rate]))
@@ -40,18 +48,18 @@ def main() -> None:
         print(f"{row:14s} best {best:g}   {shown}", flush=True)
 
 
-def _final_loss(configuration: Configuration, row: str, rate: float, seed: int) -> float:
+def _final_loss(configuration: Configuration, row: str, size: str | None, rate: float, seed: int) -> float:
     """Trains one run as the pipeline does, at another rate and seed; infinite where it diverges."""
-    own = configuration.profile.architectures[row].model_copy(update={"learning_rate": rate})
-    profile = configuration.profile.model_copy(
-        update={"architectures": {**configuration.profile.architectures, row: own}}
-    )
     parameters = configuration.parameters.model_copy(update={"seed": seed})
-    changed = Configuration(parameters, profile)
+    seeded = Configuration(parameters, configuration.profile)
     device = select_device()
-    torch.manual_seed(seed)
-    decoder = build_decoder(pretraining_config(changed, row), device=device)
-    trainer = pretraining_trainer(changed, row, decoder, device)
+    if size is None:
+        torch.manual_seed(seed)
+        decoder = build_decoder(pretraining_config(seeded, row), device=device)
+        trainer = pretraining_trainer(seeded, row, decoder, device)
+    else:
+        trainer = tuning_trainer(seeded, row, size, prepare_model(seeded, row, size, device), device)
+    trainer = Trainer(dataclasses.replace(trainer.task, learning_rate=rate), trainer.settings, device)
     with tempfile.TemporaryDirectory() as folder:
         try:
             progress = trainer.run(
