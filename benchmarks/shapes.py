@@ -45,9 +45,16 @@ _MOE = {"experts": 8, "experts_per_token": 2, "load_balancing_weight": 0.01}
 _OPTIONS: dict[str, dict[str, dict[str, object]]] = {
     # the paper's: latent of an eighth of the hidden size at heads of 128
     "mla": {"mixer": {"kv_lora_rank": 192, "qk_rope_head_dim": 64}},
+    # the EfficientLLM paper's: window 128, blocks of 64, 4 of them selected; `nsa_original` has those of the NSA paper
+    "nsa": {
+        "mixer": {
+            "compression_block": 64, "compression_stride": 32, "selection_block": 64, "selected_blocks": 4,
+            "sliding_window": 128,
+        }
+    },
     "moe_small": {"feedforward": _MOE},
     "moe_medium": {"feedforward": _MOE},
-}
+}  # fmt: skip
 _TINY_OPTIONS: dict[str, dict[str, dict[str, object]]] = {
     "mla": {"mixer": {"kv_lora_rank": 16}},
     "mamba": {"mixer": {"head_dim": 16, "state_size": 16, "chunk": 16}},

@@ -29,6 +29,7 @@ from efficientllm.training.optimizer import parameter_groups
 from efficientllm.training.trainer import Trainer, TrainingTask
 
 _EXTRA = {
+    "nsa_original": Architecture(size="medium", block="pre_norm", mixer="nsa", position="rope", feedforward="swiglu"),
     "mha": Architecture(size="medium", block="pre_norm", mixer="mha", position="rope", feedforward="swiglu"),
     "no_position": Architecture(size="medium", block="pre_norm", mixer="gqa", position="none", feedforward="swiglu"),
 }

@@ -28,7 +28,7 @@ def recurrent_delta_rule(
     b: torch.Tensor,
     state_bhdd: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Computes the recurrence token by token, in float32.
+    """Computes the recurrence token by token, in float32 or better.
 
     Args:
         r: Receptances `[B, T, H, D]`, as are the others.
@@ -40,11 +40,12 @@ def recurrent_delta_rule(
         state_bhdd: State before the first token, value dimension first; None for zero.
 
     Returns:
-        Outputs `[B, T, H, D]` and the state after the last token, both float32.
+        Outputs `[B, T, H, D]` and the state after the last token, both float32, or float64 where `r` is.
     """
-    r, w, k, v, a, b = (x.float() for x in (r, log_w.float().exp(), k, v, a, b))
+    dtype = torch.promote_types(r.dtype, torch.float32)
+    r, w, k, v, a, b = (x.to(dtype) for x in (r, log_w.to(dtype).exp(), k, v, a, b))
     batch, length, heads, width = r.shape
-    state = r.new_zeros(batch, heads, width, width) if state_bhdd is None else state_bhdd
+    state = r.new_zeros(batch, heads, width, width) if state_bhdd is None else state_bhdd.to(dtype)
     outputs = []
     for t in range(length):
         read = state @ a[:, t].unsqueeze(-1)
@@ -81,14 +82,15 @@ def chunked_delta_rule(
         chunk: L, a power of two; lengths that are no multiple of it are padded with tokens that change nothing.
 
     Returns:
-        Outputs `[B, T, H, D]` and the state after the last token, both float32.
+        Outputs `[B, T, H, D]` and the state after the last token, both float32, or float64 where `r` is.
     """
+    dtype = torch.promote_types(r.dtype, torch.float32)
     batch, length, heads, width = r.shape
     missing = -length % chunk
     count = (length + missing) // chunk
 
     def chunks(x: torch.Tensor) -> torch.Tensor:
-        padded = F.pad(x.float(), (0, 0, 0, 0, 0, missing))
+        padded = F.pad(x.to(dtype), (0, 0, 0, 0, 0, missing))
         return padded.reshape(batch, count, chunk, heads, width).permute(0, 3, 1, 2, 4)  # [B, H, Z, L, D]
 
     r, log_w, k, v, a, b = (chunks(x) for x in (r, log_w, k, v, a, b))
@@ -114,7 +116,7 @@ def chunked_delta_rule(
     addition = torch.cat((from_values, v), dim=-2).transpose(-1, -2) @ torch.cat((b_end, k_end), dim=-2)
     if state_bhdd is None:
         state_bhdd = r.new_zeros(batch, heads, width, width)
-    states, last = AffineScan.apply(transition, addition, state_bhdd.float())
+    states, last = AffineScan.apply(transition, addition, state_bhdd.to(dtype))
     transposed = states.transpose(-1, -2)
 
     u = from_state @ transposed + from_values

@@ -138,7 +138,7 @@ def sparse_attention(
         arguments = (q_bthd[:, first:last], seen, positions_bt[:, first:last], layout)
         if length > QUERIES_AT_ONCE and torch.is_grad_enabled():
             # else the backward pass would keep the scores of all pieces
-            pieces.append(checkpoint(_piece, *arguments, use_reentrant=False))
+            pieces.append(checkpoint(_piece, *arguments, use_reentrant=False, preserve_rng_state=False))
         else:
             pieces.append(_piece(*arguments))
     return (
@@ -174,11 +174,9 @@ def _piece(q_bthd: torch.Tensor, memory: Memory, positions_bt: torch.Tensor, lay
     blocks = choose_blocks(importance, positions_bt, layout)
     selected = _attend_selected(q, memory.selected_keys, memory.selected_values, blocks, positions_bt, layout)
 
+    start = memory.sliding_start
     key = torch.arange(memory.sliding_keys.shape[1], device=device)
-    if isinstance(memory.sliding_start, int):
-        key = key + memory.sliding_start
-    else:
-        key = (key + memory.sliding_start[:, None])[:, None]
+    key = key + (start if isinstance(start, int) else start[:, None, None])
     near = (key >= 0) & (key <= query) & (key > query - layout.sliding_window)
     sliding, _ = _attend(q, memory.sliding_keys, memory.sliding_values, near)
     return Branches(*(x.permute(0, 3, 1, 2, 4).flatten(2, 3) for x in (compressed, selected, sliding)))

@@ -1,5 +1,7 @@
 """RWKV-7: chunks equal the recurrence, and the layers equal their equations, written out token by token."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,9 @@ from torch.nn import functional as F
 from efficientllm.components.feedforwards.rwkv7_channel_mix import RWKV7ChannelMixing
 from efficientllm.components.mixers.rwkv7 import RWKV7TimeMixing, default_rank
 from efficientllm.errors import ParameterError
+from efficientllm.models import delta_rule
 from efficientllm.models.build import build_decoder
+from efficientllm.models.decoder import Decoder
 from efficientllm.models.delta_rule import (
     AffineScan,
     UnitLowerInverse,
@@ -18,6 +22,25 @@ from efficientllm.models.delta_rule import (
 )
 from efficientllm.models.interfaces import Span
 from tests.models.conftest import FAMILIES
+from tests.models.test_decoder import check_decoding
+
+
+@pytest.fixture
+def make_live(make_decoder) -> Callable[..., Decoder]:
+    """Builds decoders none of whose weights is zero, as the published initial ones of the outputs are.
+
+    With those, the layers would add nothing to the residual stream, and any error in them would pass.
+    """
+
+    def make(**changes) -> Decoder:
+        decoder = make_decoder(**{**FAMILIES["rwkv"], "layers": 3, **changes})
+        with torch.no_grad():
+            for parameter in decoder.parameters():
+                if not parameter.any():
+                    parameter.normal_(std=0.2)
+        return decoder
+
+    return make
 
 
 def inputs(length: int, *, repeated: bool = False) -> list[torch.Tensor]:
@@ -46,6 +69,30 @@ def test_chunks_equal_the_recurrence(length, chunk, repeated):
         assert float((plain - chunked).detach().abs().max() / plain.detach().abs().max()) < 2e-5
 
 
+@pytest.mark.parametrize("repeated", [False, True])
+def test_chunks_equal_the_recurrence_in_double_precision(repeated):
+    given = [tensor.detach().double().requires_grad_() for tensor in inputs(65, repeated=repeated)]
+    found = [recurrent_delta_rule(*given), chunked_delta_rule(*given, chunk=16)]
+    weights = [torch.randn_like(tensor) for tensor in found[0]]
+    results = [
+        [*y, *torch.autograd.grad(sum((a * b).sum() for a, b in zip(y, weights, strict=True)), given)] for y in found
+    ]
+    for plain, chunked in zip(*results, strict=True):
+        assert chunked.dtype == torch.float64
+        torch.testing.assert_close(chunked, plain, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("chunk", [64, 128])
+def test_strongest_decay_stays_finite(chunk):
+    given = inputs(256)
+    given[1] = torch.full_like(given[1], -0.6066).requires_grad_()
+    results = []
+    for y, last in (recurrent_delta_rule(*given), chunked_delta_rule(*given, chunk=chunk)):
+        results.append([y, last, *torch.autograd.grad(y.square().mean() + last.square().mean(), given)])
+    for plain, chunked in zip(*results, strict=True):
+        assert float((plain - chunked).detach().abs().max() / plain.detach().abs().max()) < 1e-4
+
+
 def test_inverse_and_scan_have_their_gradients():
     torch.manual_seed(0)
     lower = torch.randn(2, 32, 32, dtype=torch.float64).tril(-1).mul_(0.3).requires_grad_()
@@ -67,6 +114,14 @@ def test_two_level_scan_equals_the_loop(count):
     before, last = AffineScan.apply(transition, addition, start)
     looped = torch.cat((before[:, :, 1:], last.unsqueeze(2)), dim=2)
     torch.testing.assert_close(two_level_scan(transition, addition, start), looped, rtol=1e-4, atol=1e-4)
+
+
+def test_two_level_scan_has_its_gradients(monkeypatch):
+    monkeypatch.setattr(delta_rule, "_scan", two_level_scan)
+    torch.manual_seed(0)
+    maps = [torch.randn(1, 2, 5, 3, 3, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    start = torch.randn(1, 2, 3, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(AffineScan.apply, (*maps, start))
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
@@ -139,6 +194,72 @@ def test_channel_mixing_follows_the_equations(make_config):
         torch.testing.assert_close(found[:, t], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_live_layers_decode(make_live, tokens):
+    decoder = make_live()
+    check_decoding(decoder, tokens)
+    changed = tokens.clone()
+    changed[:, 5] = (changed[:, 5] + 1) % 61
+    with torch.no_grad():
+        difference = (decoder(changed).logits - decoder(tokens).logits).abs().amax(dim=(0, 2))
+    assert float(difference[:5].max()) < 1e-5
+    assert float(difference[6:].min()) > 1e-3, "later tokens do not hear of an earlier one"
+
+
+@torch.no_grad()
+def test_live_cache_reorders(make_live, tokens):
+    decoder = make_live()
+    cache = decoder.new_cache(3, 20)
+    decoder(tokens, cache=cache)
+    order = torch.tensor([2, 0, 0])
+    cache.reorder(order)
+    following = torch.tensor([[3, 4], [5, 6], [7, 8]])
+    expected = decoder(torch.cat([tokens[order], following], dim=1)).logits[:, 17:]
+    torch.testing.assert_close(decoder(following, cache=cache).logits, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("change", ["checkpointing", "reference"])
+def test_live_gradients_agree_and_reach_every_weight(make_live, tokens, change):
+    gradients = []
+    for changed in (False, True):
+        decoder = make_live().train()
+        if changed and change == "checkpointing":
+            decoder.gradient_checkpointing = True
+        elif changed:
+            decoder.select_kernel("reference")
+        decoder(tokens).logits.square().mean().backward()
+        gradients.append({name: parameter.grad for name, parameter in decoder.named_parameters()})
+    for name, plain in gradients[0].items():
+        assert plain is not None, name
+        assert plain.any(), name
+        assert float((plain - gradients[1][name]).abs().max() / plain.abs().max()) < 1e-4, name
+
+
+@torch.no_grad()
+def test_live_sixteen_bits(make_live, tokens):
+    decoder = make_live()
+    full = decoder(tokens).logits
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = decoder(tokens).logits
+    half = decoder.to(torch.bfloat16)
+    cache = half.new_cache(3, 17)
+    assert cache.blocks[0].mixer["state"].dtype == torch.float32
+    cached = torch.cat([half(tokens[:, :9], cache=cache).logits, half(tokens[:, 9:], cache=cache).logits], dim=1)
+    for found in (mixed, half(tokens).logits, cached):
+        assert found.dtype == torch.bfloat16
+        correlation = torch.corrcoef(torch.stack([found.float().flatten(), full.flatten()]))[0, 1]
+        assert float(correlation) > 0.98
+
+
+@pytest.mark.parametrize("change", [{"mixer": "gqa", "mixer_options": {}}, {"feedforward": "swiglu"}])
+def test_block_takes_components_that_need_no_layer(make_live, tokens, change):
+    assert make_live(**change)(tokens).logits.isfinite().all()
+
+
+def test_other_blocks_do_not_tell_the_layer(make_config):
+    with pytest.raises(ParameterError, match="block 'pre_norm' does not tell it; use block 'rwkv'"):
+        build_decoder(make_config(**{**FAMILIES["rwkv"], "block": "pre_norm"}))
+
+
 def test_published_initialization(make_config):
     torch.manual_seed(0)
     decoder = build_decoder(make_config(**FAMILIES["rwkv"], layers=3))
@@ -150,13 +271,20 @@ def test_published_initialization(make_config):
     assert not last.decay.down.weight.any()
     assert first.mix[0, 0] == 1
     assert bool((first.mix >= last.mix).all()), "deeper layers look back less"
-    assert float(last.norm.weight[0]) == 1
+    assert last.norm.weight[0] == 1
+    scales = torch.linalg.svdvals(last.decay.up.weight.detach())
+    torch.testing.assert_close(scales, torch.full_like(scales, 0.1))
     assert (default_rank(4096, 2.5), default_rank(128, 1.7)) == (160, 32)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"head_size": 24}, "hidden_size 32 is not a multiple"), ({"head_size": 16, "chunk": 24}, "not a power of two")],
+    [
+        ({"head_size": 24}, "hidden_size 32 is not a multiple"),
+        ({"head_size": 16, "chunk": 24}, "not a power of two"),
+        ({"head_size": 16, "chunk": 256}, "mixer.chunk"),
+        ({"head_size": 1}, "mixer.head_size"),
+    ],
 )
 def test_unfit_options(make_config, options, message):
     with pytest.raises(ParameterError, match=message):

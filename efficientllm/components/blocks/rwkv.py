@@ -1,24 +1,27 @@
 """RWKV's block: pre-norm with LayerNorm, and one more LayerNorm behind the embedding (arXiv 2503.14456, section 4)."""
 
+import inspect
+from typing import Any
+
 import torch
 from torch import nn
 
-from efficientllm.models.components import component
+from efficientllm.models.components import Kind, component
 from efficientllm.models.config import DecoderConfig
 from efficientllm.models.interfaces import Block, LayerState, Span
 from efficientllm.models.norms import LayerNorm
 
 
 class RWKVBlock(Block):
-    """Time mixing and channel mixing in sequence; both are told their layer, which their initial weights depend on."""
+    """Mixer and feed-forward layer in sequence; RWKV's own are told their layer, which their weights depend on."""
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__(config, layer)
         self.embedding_norm = LayerNorm(config.hidden_size) if layer == 0 else None
         self.mixer_norm = LayerNorm(config.hidden_size)
-        self.mixer = component("mixer", config.mixer)(config, layer)
+        self.mixer = _part("mixer", config.mixer, config, layer)
         self.feedforward_norm = LayerNorm(config.hidden_size)
-        self.feedforward = component("feedforward", config.feedforward)(config, layer)
+        self.feedforward = _part("feedforward", config.feedforward, config, layer)
 
     def forward(
         self, hidden_btc: torch.Tensor, span: Span, mixer_state: LayerState | None, feedforward_state: LayerState | None
@@ -34,6 +37,12 @@ class RWKVBlock(Block):
     def final_norm(config: DecoderConfig) -> nn.Module:
         """Builds the LayerNorm between the last block and the output head."""
         return LayerNorm(config.hidden_size)
+
+
+def _part(kind: Kind, name: str, config: DecoderConfig, layer: int) -> Any:
+    """Builds a component, and tells it its layer where it asks for it."""
+    part = component(kind, name)
+    return part(config, layer) if "layer" in inspect.signature(part).parameters else part(config)
 
 
 COMPONENT = RWKVBlock

@@ -27,12 +27,13 @@ _FIRST_VALUE = "rwkv7_first_value"
 class RWKV7Options(Section):
     """Parameters of the layer; None takes the published multiple of the square root of the hidden size."""
 
-    head_size: int = Field(default=64, ge=1)
+    head_size: int = Field(default=64, ge=2)
     decay_rank: int | None = Field(default=None, ge=1)
     learning_rate_rank: int | None = Field(default=None, ge=1)
     value_rank: int | None = Field(default=None, ge=1)
     gate_rank: int | None = Field(default=None, ge=1)
-    chunk: int = Field(default=64, ge=8, description="tokens per chunk of the parallel form, a power of two")
+    # beyond 128 tokens, quotients of decays leave float32's range
+    chunk: int = Field(default=64, ge=8, le=128, description="tokens per chunk of the parallel form, a power of two")
 
 
 def default_rank(hidden_size: int, factor: float) -> int:
@@ -57,7 +58,7 @@ class LowRankMap(nn.Module):
     def initialize(self, bias: torch.Tensor | None) -> None:
         """Zeroes A, draws B with orthogonal columns, and sets the bias."""
         nn.init.zeros_(self.down.weight)
-        nn.init.orthogonal_(self.up.weight, gain=0.1 * max(1.0, math.sqrt(self.up.out_features / self.up.in_features)))
+        nn.init.orthogonal_(self.up.weight, gain=0.1 * max(1.0, math.sqrt(self.up.in_features / self.up.out_features)))
         if bias is not None:
             self.up.bias.copy_(bias)
 
@@ -70,15 +71,20 @@ class RWKV7TimeMixing(Mixer):
         layer: The block's index. The first layer's values are mixed into those of all later ones.
 
     Raises:
-        ParameterError: The heads do not divide the hidden size, or the chunk is no power of two.
+        ParameterError: The heads do not divide the hidden size, the chunk is no power of two, or the block does not
+            tell the layer its index.
     """
 
     Options = RWKV7Options
     reference_kernel = "token-by-token recurrence"
     fast_kernel = "chunked delta rule"
 
-    def __init__(self, config: DecoderConfig, layer: int = 0) -> None:
+    def __init__(self, config: DecoderConfig, layer: int | None = None) -> None:
         super().__init__(config)
+        if layer is None:
+            raise ParameterError(
+                f"mixer 'rwkv7' must know its layer, which block {config.block!r} does not tell it; use block 'rwkv'"
+            )
         options, width = self.options, config.hidden_size
         if width % options.head_size:
             raise ParameterError(f"hidden_size {width} is not a multiple of mixer.head_size {options.head_size}")
@@ -138,7 +144,7 @@ class RWKV7TimeMixing(Mixer):
         log_w = -_MAX_LOG_DECAY * torch.sigmoid(self.decay.up(torch.tanh(self.decay.down(x_w))).float())
         if self.value is None:
             span.shared[_FIRST_VALUE] = v
-        elif _FIRST_VALUE in span.shared:
+        else:
             v = torch.lerp(v, span.shared[_FIRST_VALUE], torch.sigmoid(self.value.up(self.value.down(x_v))))
         rate = torch.sigmoid(self.learning_rate.up(self.learning_rate.down(x_a)))
         gate = self.gate.up(torch.sigmoid(self.gate.down(x_g)))
@@ -159,7 +165,7 @@ class RWKV7TimeMixing(Mixer):
                 y, last = recurrent_delta_rule(r, log_w, k, v, -removal, removal * rate, initial)
         if state is not None:
             state["state"].copy_(last)
-        scale, shift = self.norm.weight.float(), self.norm.bias.float()
+        scale, shift = self.norm.weight.to(y.dtype), self.norm.bias.to(y.dtype)
         normalized = F.group_norm(y.reshape(-1, width), self.heads, scale, shift, self.norm.eps).view_as(hidden_btc)
         bonus = (r * k * self.bonus).sum(dim=-1, keepdim=True) * v
         return self.o_proj((normalized + bonus.reshape(batch, length, width)).to(gate.dtype) * gate)
