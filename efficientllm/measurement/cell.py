@@ -21,7 +21,7 @@ from efficientllm.measurement.provenance import provenance
 from efficientllm.measurement.quality import perplexity_values, task_values
 from efficientllm.measurement.statistics import bootstrap_interval, single, summarize
 from efficientllm.measurement.utilization import model_flops_utilization, peak_flops
-from efficientllm.measurement.workloads import serving_workload, timed_generation, training_workload
+from efficientllm.measurement.workloads import serving_engine, serving_prompts, serving_workload, training_workload
 from efficientllm.models.decoder import Decoder
 from efficientllm.records import ModelFacts, Record, Value, write_record
 from efficientllm.stage import cell_errors, failure
@@ -112,9 +112,13 @@ def _measure(configuration: Configuration, axis: registry.Axis, cell: str) -> Fi
         _training_values(configuration, axis, cell, trained, meter, findings)
     # serving comes before the evaluation, whose large batches leave memory behind in the process; and one batch is
     # served unmeasured, so that its one-off costs are not in the times of its tokens
-    timed_generation(decoder, settings, device)
-    times = [timed_generation(decoder, settings, device).token_times for _ in range(settings.repeats)]
-    served = measure_workload(serving_workload(decoder, settings, device), settings, meter, memory)
+    engine = serving_engine(decoder, settings)
+    findings.kernels["serving"] = engine.execution
+    prompts = serving_prompts(settings, device)
+    engine.generate(prompts)
+    times = [engine.generate(prompts, time_tokens=True).token_times for _ in range(settings.repeats)]
+    served = measure_workload(serving_workload(engine, settings, device), settings, meter, memory)
+    del engine
     _serving_values(axis, served, times, meter, configuration, findings)
     task_scores = _quality(configuration, axis, decoder, device, findings)
     _compression(configuration, axis, cell, task_scores, device, findings)

@@ -12,7 +12,7 @@ from efficientllm.config.schema import MeasureSettings
 from efficientllm.data.packing import evaluation_windows, open_split
 from efficientllm.measurement.protocol import Workload
 from efficientllm.models.decoder import Decoder
-from efficientllm.serving.engine import Generation, generate
+from efficientllm.serving.engine import GreedyEngine
 from efficientllm.training.trainer import Trainer
 
 
@@ -44,12 +44,19 @@ def serving_prompts(settings: MeasureSettings, device: torch.device) -> torch.Te
     return torch.as_tensor(windows[: settings.serving_batch_size, : settings.serving_prompt_length], device=device)
 
 
-def serving_workload(decoder: Decoder, settings: MeasureSettings, device: torch.device) -> Workload:
+def serving_engine(decoder: Decoder, settings: MeasureSettings) -> GreedyEngine:
+    """Makes the model ready to serve batches of the protocol's shape."""
+    return GreedyEngine(
+        decoder, settings.serving_batch_size, settings.serving_prompt_length, settings.serving_output_length
+    )
+
+
+def serving_workload(engine: GreedyEngine, settings: MeasureSettings, device: torch.device) -> Workload:
     """One batch of requests: prefill, then greedy decoding of a forced number of tokens."""
     prompts = serving_prompts(settings, device)
 
     def step() -> None:
-        generate(decoder, prompts, settings.serving_output_length)
+        engine.generate(prompts)
 
     return Workload(
         step=step,
@@ -57,8 +64,3 @@ def serving_workload(decoder: Decoder, settings: MeasureSettings, device: torch.
         samples_per_call=len(prompts),
         device=device,
     )
-
-
-def timed_generation(decoder: Decoder, settings: MeasureSettings, device: torch.device) -> Generation:
-    """One served batch with the time of every token."""
-    return generate(decoder, serving_prompts(settings, device), settings.serving_output_length, time_tokens=True)

@@ -70,6 +70,14 @@ class DecodingCache:
         if self.padding_mask_bs is not None:
             self.padding_mask_bs = self.padding_mask_bs.index_select(0, indices)
 
+    def clear(self) -> None:
+        """Forgets everything, so that other sequences can follow in the same memory."""
+        for block in self.blocks:
+            for state in block.parts():
+                for tensor in state.values():
+                    tensor.zero_()
+        self.length, self.padding_mask_bs = 0, None
+
     def repeat(self, n: int) -> "DecodingCache":
         """Returns a new cache in which each sequence stands n times in a row."""
 

@@ -67,6 +67,8 @@ def make_decoder(make_config: Callable[..., DecoderConfig]) -> Callable[..., Dec
         decoder = build_decoder(make_config(**changes)).eval()
         with torch.no_grad():
             for parameter in decoder.parameters():
+                if not parameter.any():
+                    parameter.normal_(std=0.04)  # what starts at zero would hide faults of all that feeds it
                 if parameter.dim() > 1:
                     parameter.mul_(5)
                 else:

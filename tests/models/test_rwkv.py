@@ -250,6 +250,30 @@ def test_live_sixteen_bits(make_live, tokens):
         assert float(correlation) > 0.98
 
 
+@pytest.mark.parametrize("kernel", ["reference", "fast"])
+@torch.no_grad()
+def test_padding_leaves_a_filled_state_alone(make_live, kernel):
+    mixer = make_live().blocks()[0].mixer
+    mixer.kernel = kernel
+    x = torch.randn(2, 9, 32)
+    real = torch.ones(2, 9, dtype=torch.bool)
+    real[:, 6:] = False
+    states = [mixer.new_cache(2, 9, torch.float32, "cpu") for _ in range(2)]
+    mixer(x[:, :6], Span(0, 6), states[0])
+    mixer(x, Span(0, 9, padding_mask_bt=real), states[1])
+    assert states[0]["state"].any()
+    torch.testing.assert_close(states[1]["state"], states[0]["state"])
+
+
+def test_first_value_gets_gradients_from_later_layers(make_live):
+    first, second = (block.mixer for block in make_live().blocks()[:2])
+    x, span = torch.randn(2, 9, 32), Span(0, 9)
+    first(x, span, None)
+    second(x, span, None).square().sum().backward()
+    assert first.v_proj.weight.grad is not None
+    assert first.v_proj.weight.grad.any()
+
+
 @pytest.mark.parametrize("change", [{"mixer": "gqa", "mixer_options": {}}, {"feedforward": "swiglu"}])
 def test_block_takes_components_that_need_no_layer(make_live, tokens, change):
     assert make_live(**change)(tokens).logits.isfinite().all()
