@@ -109,7 +109,9 @@ class GroupedAttention(Mixer):
     Args:
         config: The decoder's configuration.
         key_value_heads: K, a divisor of the number of heads.
-        bias: Whether the projections have biases.
+        bias: Whether the projections of queries, keys and values have biases.
+        output_bias: Whether the output projection has one; by default as the others.
+        head_dim: Width of a head; by default the hidden size's share.
         rotary_fraction: Share of each head that a positional encoding may rotate.
 
     Raises:
@@ -120,24 +122,31 @@ class GroupedAttention(Mixer):
     fast_kernel = "fused attention"
 
     def __init__(
-        self, config: DecoderConfig, key_value_heads: int, *, bias: bool = False, rotary_fraction: float = 1.0
+        self,
+        config: DecoderConfig,
+        key_value_heads: int,
+        *,
+        bias: bool = False,
+        output_bias: bool | None = None,
+        head_dim: int | None = None,
+        rotary_fraction: float = 1.0,
     ) -> None:
         super().__init__(config)
-        if config.hidden_size % config.heads:
+        if head_dim is None and config.hidden_size % config.heads:
             raise ParameterError(f"hidden_size {config.hidden_size} is not a multiple of heads {config.heads}")
         if config.heads % key_value_heads:
             raise ParameterError(f"heads {config.heads} is not a multiple of key_value_heads {key_value_heads}")
-        self.heads, self.key_value_heads, self.head_dim = config.heads, key_value_heads, config.head_dim
-        self.rotary_dim = int(config.head_dim * rotary_fraction)
-        width, shared = config.hidden_size, key_value_heads * config.head_dim
-        self.q_proj = nn.Linear(width, width, bias=bias)
-        self.k_proj = nn.Linear(width, shared, bias=bias)
-        self.v_proj = nn.Linear(width, shared, bias=bias)
-        self.o_proj = nn.Linear(width, width, bias=bias)
+        self.heads, self.key_value_heads, self.head_dim = config.heads, key_value_heads, head_dim or config.head_dim
+        self.rotary_dim = int(self.head_dim * rotary_fraction)
+        width, shared = self.heads * self.head_dim, key_value_heads * self.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, width, bias=bias)
+        self.k_proj = nn.Linear(config.hidden_size, shared, bias=bias)
+        self.v_proj = nn.Linear(config.hidden_size, shared, bias=bias)
+        self.o_proj = nn.Linear(width, config.hidden_size, bias=bias if output_bias is None else output_bias)
 
     def forward(self, hidden_btc: torch.Tensor, span: Span, state: LayerState | None) -> torch.Tensor:
         """Attends from each token of `hidden_btc` to itself and to all earlier ones, those of the state included."""
-        batch, length, width = hidden_btc.shape
+        batch, length, _ = hidden_btc.shape
         q = self.q_proj(hidden_btc).view(batch, length, self.heads, self.head_dim)
         k = self.k_proj(hidden_btc).view(batch, length, self.key_value_heads, self.head_dim)
         v = self.v_proj(hidden_btc).view(batch, length, self.key_value_heads, self.head_dim)
@@ -149,7 +158,7 @@ class GroupedAttention(Mixer):
             state["values"][:, :, span.start : span.end] = v
             k, v = state["keys"][:, :, : span.end], state["values"][:, :, : span.end]
         out = attend(q, k, v, span, fast=self.runs_fast(hidden_btc.device))
-        return self.o_proj(out.transpose(1, 2).reshape(batch, length, width))
+        return self.o_proj(out.transpose(1, 2).reshape(batch, length, -1))
 
     def new_cache(self, batch_size: int, max_length: int, dtype: torch.dtype, device: Any) -> LayerState:
         """Allocates keys and values `[B, K, max_length, D]`."""
@@ -163,7 +172,8 @@ class GroupedAttention(Mixer):
     def flops_per_token(self, context: float) -> float:
         """Forward FLOPs for one token: four projections, scores and weighted values over `context` keys."""
         width = self.heads * self.head_dim
-        return 4 * width * (width + self.key_value_heads * self.head_dim) + 4 * width * context
+        projections = 4 * self.q_proj.in_features * (width + self.key_value_heads * self.head_dim)
+        return projections + 4 * width * context
 
     def cache_elements_per_token(self) -> int:
         """Numbers kept per token: a key and a value for each key-value head."""

@@ -27,6 +27,7 @@ class DecoderConfig:
         position_options: The positional encoding's own parameters.
         feedforward_options: The feed-forward layer's own parameters.
         embedding_deviation: Standard deviation of the embeddings' initial weights.
+        norm_epsilon: What RMSNorm adds to the mean square.
     """
 
     vocabulary_size: int
@@ -45,6 +46,7 @@ class DecoderConfig:
     position_options: dict[str, Any]
     feedforward_options: dict[str, Any]
     embedding_deviation: float = 0.02
+    norm_epsilon: float = 1e-6
 
     @property
     def head_dim(self) -> int:

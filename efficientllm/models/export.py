@@ -37,11 +37,13 @@ def to_transformers(decoder: Decoder) -> "LlamaForCausalLM | MixtralForCausalLM"
         and config.mixer in ("gqa", "mqa", "mha")
         and config.position == "rope"
         and config.feedforward in ("swiglu", "moe")
+        and not config.mixer_options
+        and not config.position_options.get("scaling")
     )
     if not convertible:
         raise ParameterError(
             f"a {config.block} decoder with {config.mixer}, {config.position} and {config.feedforward} has no equal in "
-            "Transformers: only pre_norm with gqa, mqa or mha, rope, and swiglu or moe has (Llama, Mixtral)"
+            "Transformers: only pre_norm with gqa, mqa or mha without options, rope, and swiglu or moe has (Llama, Mixtral)"
         )
     mixer: Any = decoder.blocks()[0].mixer
     shared = {

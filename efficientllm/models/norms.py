@@ -15,10 +15,11 @@ class RMSNorm(nn.RMSNorm):
 
     Args:
         width: Size of the last dimension.
+        epsilon: What is added to the mean square.
     """
 
-    def __init__(self, width: int) -> None:
-        super().__init__(width, eps=1e-6)
+    def __init__(self, width: int, epsilon: float = 1e-6) -> None:
+        super().__init__(width, eps=epsilon)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalizes the last dimension."""

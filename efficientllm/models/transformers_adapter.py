@@ -52,6 +52,7 @@ class EfficientLLMConfig(PretrainedConfig):
     position_options: dict[str, Any] | None = None
     feedforward_options: dict[str, Any] | None = None
     embedding_deviation: float = 0.02
+    norm_epsilon: float = 1e-6
     # the decoder ties its head itself: there is no second tensor that Transformers would have to tie
     tie_word_embeddings: bool = False
     use_cache: bool = True

@@ -14,9 +14,9 @@ class PreNormBlock(Block):
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__(config, layer)
-        self.mixer_norm = RMSNorm(config.hidden_size)
+        self.mixer_norm = RMSNorm(config.hidden_size, config.norm_epsilon)
         self.mixer = component("mixer", config.mixer)(config)
-        self.feedforward_norm = RMSNorm(config.hidden_size)
+        self.feedforward_norm = RMSNorm(config.hidden_size, config.norm_epsilon)
         self.feedforward = component("feedforward", config.feedforward)(config)
 
     def forward(
@@ -30,7 +30,7 @@ class PreNormBlock(Block):
     @staticmethod
     def final_norm(config: DecoderConfig) -> nn.Module:
         """Builds the RMSNorm between the last block and the output head."""
-        return RMSNorm(config.hidden_size)
+        return RMSNorm(config.hidden_size, config.norm_epsilon)
 
 
 COMPONENT = PreNormBlock
