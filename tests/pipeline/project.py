@@ -19,12 +19,12 @@ class Project:
         self.environment = {
             **os.environ,
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(root),  # the copy's package, where an editable installation would give the original's
             "XDG_RUNTIME_DIR": str(runtime),
             "DVC_NO_ANALYTICS": "1",
             "GIT_AUTHOR_NAME": "test", "GIT_AUTHOR_EMAIL": "test@example.org",
             "GIT_COMMITTER_NAME": "test", "GIT_COMMITTER_EMAIL": "test@example.org",
         }  # fmt: skip
-        self.environment.pop("PYTHONPATH", None)
 
     def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Runs a command and returns what it printed, both streams together."""
