@@ -15,11 +15,11 @@ setup: ## make .venv with torch for this machine and the locked dependencies
 repro: setup ## run the pipeline: raw text to reports/index.html
 	dvc repro
 
-test: setup ## run all tests
-	python -m pytest
+test: setup ## run all tests, on all cores
+	python -m pytest -n auto
 
 test-quick: setup ## run the tests that need no whole pipeline and no browser
-	python -m pytest -m "not slow"
+	python -m pytest -n auto -m "not slow"
 
 check: setup ## lint, formatting and types
 	ruff check .
