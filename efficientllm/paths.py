@@ -25,6 +25,11 @@ def artifact(axis: str, cell: str) -> Path:
     return ARTIFACTS / axis / cell
 
 
+def base_quality(size: str) -> Path:
+    """Quality of the untuned base of a size; apart from the base, which does not depend on how it is evaluated."""
+    return ARTIFACTS / "base-quality" / f"{size}.json"
+
+
 def telemetry(axis: str, cell: str) -> Path:
     """Folder of a training run's curves and whole-run figures; volatile, so no later stage trains or measures from it."""
     return TELEMETRY / axis / cell
@@ -33,6 +38,11 @@ def telemetry(axis: str, cell: str) -> Path:
 def record(axis: str, cell: str) -> Path:
     """The measured record of a cell."""
     return MEASURE / axis / f"{cell}.json"
+
+
+def replica(axis: str, cell: str, seed: int) -> Path:
+    """Quality of a cell that was trained again from another seed."""
+    return MEASURE / "replicas" / axis / f"{cell}-{seed}.json"
 
 
 def checkpoint(axis: str, cell: str) -> Path:

@@ -33,6 +33,7 @@ SWITCH = "EFFICIENTLLM_PRELOAD"
 _IDLE_S = 120.0
 _LONGEST_RUNTIME_FOLDER = 60  # a socket's whole path may have 107 bytes
 _READY_S = 60.0
+_THREADS_END_S = 5.0
 _LIBRARIES = (
     "torch",
     "numpy",
@@ -187,7 +188,7 @@ def serve(folder: str) -> None:
         if not _has_cuda():
             importlib.import_module("peft")  # it imports bitsandbytes, which initialises CUDA where it can
         _detect_hardware()
-        if threading.active_count() > 1 or not _forked_process_can_compute():
+        if not _other_threads_end() or not _forked_process_can_compute():
             (place / "refused").touch()
             return
         path = place / "socket"
@@ -199,6 +200,15 @@ def serve(folder: str) -> None:
                 _Server(listener).run()
             finally:
                 path.unlink(missing_ok=True)
+
+
+def _other_threads_end() -> bool:
+    """Waits for the threads that an import or the detection left behind: a process with threads must not fork."""
+    deadline = time.monotonic() + _THREADS_END_S
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread():
+            thread.join(max(0.0, deadline - time.monotonic()))
+    return threading.active_count() == 1
 
 
 def _detect_hardware() -> None:

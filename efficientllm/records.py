@@ -1,7 +1,7 @@
 """The record of a measured cell: the only contract between measuring and everything after it."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -10,6 +10,7 @@ from efficientllm.errors import ArtifactError
 from efficientllm.files import read_json, write_json
 
 SCHEMA_VERSION = 1
+_Kind = TypeVar("_Kind", bound=BaseModel)
 Source = Literal["measured", "modelled"]
 
 
@@ -48,7 +49,10 @@ class Value(_Strict):
 
 
 class ModelFacts(_Strict):
-    """Structure of the measured model; counts of parameters, bytes and operations."""
+    """Structure of the measured model; counts of parameters, bytes and operations.
+
+    `bytes_optimizer` is what the optimizer keeps beside the trained weights; null where the cell is not trained.
+    """
 
     parameters_total: int = Field(ge=1)
     parameters_active: int = Field(ge=1)
@@ -57,6 +61,7 @@ class ModelFacts(_Strict):
     bytes_in_memory: int = Field(ge=1)
     cache_bytes_per_token: float | None = Field(default=None, ge=0)
     flops_per_token: float | None = Field(default=None, gt=0)
+    bytes_optimizer: int | None = Field(default=None, ge=0)
 
 
 class Provenance(_Strict):
@@ -115,9 +120,20 @@ class Record(_Strict):
         return self
 
 
-def write_record(path: Path, record: Record) -> None:
+class Replica(_Strict):
+    """The quality of a cell that was trained again from another seed, or why it could not be."""
+
+    axis: Literal["pretrain", "tune"]
+    cell: str = Field(min_length=1)
+    seed: int
+    status: Literal["ok", "failed"]
+    reason: str | None = None
+    metrics: dict[str, Value] = {}
+
+
+def write_record(path: Path, record: Record | Replica) -> None:
     """Validates and writes a record as strict JSON, atomically."""
-    Record.model_validate(record.model_dump())
+    type(record).model_validate(record.model_dump())
     write_json(path, record.model_dump(mode="json"))
 
 
@@ -127,9 +143,22 @@ def read_record(path: Path) -> Record:
     Raises:
         ArtifactError: The file is missing, is not JSON, or breaks the contract; the message names the first fault.
     """
+    return _read(path, Record)
+
+
+def read_replica(path: Path) -> Replica:
+    """Reads the quality of a replica and checks it against the contract.
+
+    Raises:
+        ArtifactError: The file is missing, is not JSON, or breaks the contract; the message names the first fault.
+    """
+    return _read(path, Replica)
+
+
+def _read(path: Path, kind: type[_Kind]) -> _Kind:
     content = read_json(path)
     try:
-        return Record.model_validate(content)
+        return kind.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "record"

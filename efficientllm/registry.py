@@ -98,6 +98,8 @@ METHODS: tuple[Technique, ...] = (
     Technique("pissa", "PiSSA", "Meng et al. 2024, arXiv 2404.02948", "PiSSA"),
     Technique("freeze", "Freeze", "last layers trainable, as LLaMA-Factory's freeze tuning", "Freeze"),
     Technique("full", "Full", "all weights trainable", "Full*"),
+    Technique("qlora", "QLoRA", "Dettmers et al. 2023, arXiv 2305.14314", None),
+    Technique("oft", "OFT", "Qiu et al. 2023, arXiv 2306.07280", None),
 )
 
 PRECISIONS: tuple[Technique, ...] = (
@@ -126,11 +128,6 @@ PAPER_GROUPS: dict[str, str] = {
 def cell_name(technique: str, size: str) -> str:
     """Name of a tuning or quantization cell, which is also DVC's matrix key: `lora-small`."""
     return f"{technique}-{size}"
-
-
-def base_architecture(size: str) -> str:
-    """Name of the pretraining run whose model a size is tuned from: the dense model of that size."""
-    return f"dense_{size}"
 
 
 def method_keys() -> list[str]:

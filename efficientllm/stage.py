@@ -91,10 +91,12 @@ def cell_errors() -> Iterator[None]:
 
 def _record_failure(axis: str, cell: str, reason: str) -> None:
     """Writes the reason wherever a later stage looks for the cell's outputs."""
-    outputs = [paths.artifact(axis, cell)] + ([paths.telemetry(axis, cell)] if axis != "quantize" else [])
-    for output in outputs:
+    folders = [paths.artifact(axis, cell)] + ([paths.telemetry(axis, cell)] if axis in ("pretrain", "tune") else [])
+    for output in folders:
         with whole_directory(output) as folder:
             write_json(folder / paths.FAILURE_FILE, {"reason": reason})
+    if axis == "base":
+        write_json(paths.base_quality(cell), {"reason": reason})
     print(f"{axis}@{cell} failed, and is recorded as failed: {reason}", file=sys.stderr)
 
 

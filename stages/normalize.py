@@ -5,14 +5,16 @@ import argparse
 from efficientllm import config, paths
 from efficientllm.files import write_json, write_text
 from efficientllm.ranking import results
+from efficientllm.ranking.replicas import read_run
 from efficientllm.stage import run_stage
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the stage."""
     argparse.ArgumentParser(description=__doc__).parse_args(argv)
-    rows = config.load().rows()
-    records = results.read_records(rows)
+    configuration = config.load()
+    rows = configuration.rows()
+    records = read_run(configuration)
     table = results.tabulate(rows, records)
     ranking = results.rank(table)
     write_text(paths.RESULTS / results.RESULTS_FILE, results.to_csv(table, results.Result))

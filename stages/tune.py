@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> int:
 
         tune(configuration, arguments.method, arguments.size)
 
-    base = paths.artifact("pretrain", registry.base_architecture(arguments.size))
+    base = paths.artifact("base", arguments.size)
     return run_cell("tune", registry.cell_name(arguments.method, arguments.size), [base], work)
 
 

@@ -4,6 +4,7 @@ import glob
 from pathlib import Path
 from typing import Any
 
+from efficientllm import paths
 from efficientllm.config.load import Configuration
 from efficientllm.errors import ParameterError
 from efficientllm.files import file_hash
@@ -36,8 +37,11 @@ def check_grid(configuration: Configuration) -> None:
         tuning_method(method).options(profile.tune.methods[method])
     for key in configuration.parameters.precisions:
         precision(key).options(profile.quantize[key])
-    for size in configuration.parameters.sizes:
-        _check_lengths(configuration, size)
+    for size, source in configuration.parameters.bases.items():
+        if Path(source).parent == paths.PRETRAIN:  # the length of a checkpoint is known once it has been read
+            _check_lengths(configuration, size)
+        elif not Path(source).exists():
+            raise ParameterError(f"bases.{size} in {paths.PARAMETERS} is {source!r}, which does not exist")
 
 
 def _check_lengths(configuration: Configuration, size: str) -> None:

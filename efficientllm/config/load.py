@@ -152,12 +152,8 @@ def _check_names(parameters: Parameters, profile: Profile, profile_path: Path) -
             f"method is {parameters.method!r}, which is not among the methods that are tuned "
             f"({', '.join(parameters.methods)}): add it to `methods` in {paths.PARAMETERS}"
         )
-    for size in parameters.sizes:
-        if registry.base_architecture(size) not in parameters.architectures:
-            raise ParameterError(
-                f"size {size!r} is tuned from the pretraining run {registry.base_architecture(size)!r}, which `architectures` in "
-                f"{paths.PARAMETERS} leaves out: add it, or take {size!r} out of `sizes`"
-            )
+    _check_bases(parameters)
+    _check_replicas(parameters)
     _check_architectures(parameters, profile, profile_path)
     for kind, chosen, block, known_blocks in (
         ("tuning method", parameters.methods, "tune.methods", profile.tune.methods),
@@ -167,6 +163,44 @@ def _check_names(parameters: Parameters, profile: Profile, profile_path: Path) -
             if name not in known_blocks:
                 raise ParameterError(
                     f"missing parameter '{block}.{name}' in {profile_path}: the settings of this {kind}"
+                )
+
+
+def _check_bases(parameters: Parameters) -> None:
+    """Checks that each size has a base, and that a base that a pretraining run makes is among the runs."""
+    for size in parameters.bases:
+        if size not in registry.SIZES:
+            raise unknown_name("size in `bases`", size, registry.SIZES)
+    for size in parameters.sizes:
+        if size not in parameters.bases:
+            raise ParameterError(
+                f"missing parameter 'bases.{size}' in {paths.PARAMETERS}: what the size is tuned from, a pretraining run's folder "
+                f"such as {paths.artifact('pretrain', f'dense_{size}')}, or a checkpoint"
+            )
+    for size, source in parameters.bases.items():
+        run = Path(source)
+        if run.parent == paths.PRETRAIN and run.name not in parameters.architectures:
+            raise ParameterError(
+                f"size {size!r} is tuned from the pretraining run {run.name!r}, which `architectures` in "
+                f"{paths.PARAMETERS} leaves out: add it, or change bases.{size}"
+            )
+
+
+def _check_replicas(parameters: Parameters) -> None:
+    """Checks that only cells of the run are replicated, and from other seeds than the run's."""
+    replicas = parameters.replicas
+    if not replicas.seeds:
+        return
+    if parameters.seed in replicas.seeds or len(set(replicas.seeds)) != len(replicas.seeds):
+        raise ParameterError(
+            f"replicas.seeds is {replicas.seeds}: each is named once, and none is the run's own seed, {parameters.seed}"
+        )
+    for block in ("architectures", "methods", "sizes"):
+        for name in getattr(replicas, block):
+            if name not in getattr(parameters, block):
+                raise ParameterError(
+                    f"replicas.{block} names {name!r}, which `{block}` in {paths.PARAMETERS} leaves out: "
+                    f"{', '.join(getattr(parameters, block))}"
                 )
 
 

@@ -28,16 +28,27 @@ class Architecture(Section):
     feedforward: str
 
 
+class Replicas(Section):
+    """Cells that are trained again from further seeds, for the spread of their quality."""
+
+    seeds: list[int]
+    architectures: list[str]
+    methods: list[str]
+    sizes: list[str]
+
+
 class Parameters(Section):
     """params.yaml."""
 
     profile: str
     seed: int = Field(ge=0, lt=2**31)
     method: str
-    architectures: dict[str, Architecture] = Field(min_length=1)
+    architectures: dict[str, Architecture]
     methods: list[str] = Field(min_length=1)
     precisions: list[str] = Field(min_length=1)
     sizes: list[str] = Field(min_length=1)
+    bases: dict[str, str] = Field(min_length=1)
+    replicas: Replicas
 
 
 class FilesSource(Section):
@@ -133,6 +144,12 @@ class TrainingSettings(Section):
     compile: Literal["auto", "none", "blocks"] = Field(
         default="auto", description="compile each block by torch.compile; auto does so on a GPU"
     )
+    recompute_activations: bool = Field(
+        default=False, description="recompute each block's activations in the backward pass, for memory at the cost of time"
+    )
+    optimizer: Literal["adamw", "adamw_8bit"] = Field(
+        default="adamw", description="torch's fused AdamW, or bitsandbytes' with 8-bit states, which needs a GPU"
+    )
     evaluation_steps: int = Field(ge=1, description="optimizer steps between two held-out evaluations")
     evaluation_sequences: int = Field(ge=1, description="validation sequences of each held-out evaluation")
     checkpoint_seconds: float = Field(gt=0, description="longest time of work that a killed run loses")
@@ -163,6 +180,9 @@ class MethodSettings(Section):
 class TuneSettings(Section):
     """The `tune` stage: one training budget for every method, then each method's own block."""
 
+    base_type: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="type of the base's weights while it is tuned; adapters are float32"
+    )
     training: TrainingSettings
     methods: dict[str, MethodSettings] = Field(min_length=1)
 

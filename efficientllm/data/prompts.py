@@ -64,23 +64,29 @@ def encode_example(tokenizer: TextTokenizer, example: Example, maximum_length: i
     return _encode(tokenizer, [example], maximum_length, "the example")[0]
 
 
-def encode_split(folder: Path, split: str, maximum_length: int) -> list[EncodedExample]:
+def encode_split(
+    folder: Path, split: str, maximum_length: int, *, tokenizer_folder: Path | None = None
+) -> list[EncodedExample]:
     """Loads and encodes the examples of a split.
 
     Args:
         folder: Folder that `prepare` wrote.
         split: `train`, `validation` or `test`.
         maximum_length: The most tokens of an example, the end token included.
+        tokenizer_folder: Folder of the model whose tokenizer is used; by default that of the prepared data.
 
     Raises:
         ArtifactError: The task or the tokenizer is missing or damaged.
         DataError: The instruction and the answer of a row are longer than `maximum_length`.
     """
     where = str(folder / TASK_FOLDER / f"{split}.jsonl")
-    return _encode(load_tokenizer(folder), load_examples(folder, split), maximum_length, where)
+    tokenizer = load_tokenizer(tokenizer_folder or folder)
+    return _encode(tokenizer, load_examples(folder, split), maximum_length, where)
 
 
-def encode_questions(folder: Path, split: str, maximum_length: int) -> list[EncodedQuestion]:
+def encode_questions(
+    folder: Path, split: str, maximum_length: int, *, tokenizer_folder: Path | None = None
+) -> list[EncodedQuestion]:
     """Loads the examples of a split that have choices, and encodes every candidate answer.
 
     A prompt is cut so that its longest candidate fits, and so is the same for all of them.
@@ -89,12 +95,13 @@ def encode_questions(folder: Path, split: str, maximum_length: int) -> list[Enco
         folder: Folder that `prepare` wrote.
         split: `train`, `validation` or `test`.
         maximum_length: The most tokens of a prompt and one answer, the end token included.
+        tokenizer_folder: Folder of the model whose tokenizer is used; by default that of the prepared data.
 
     Raises:
         ArtifactError: The task or the tokenizer is missing or damaged.
         DataError: The instruction and an answer of a row are longer than `maximum_length`.
     """
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(tokenizer_folder or folder)
     where = str(folder / TASK_FOLDER / f"{split}.jsonl")
     rows = [
         (number, example) for number, example in enumerate(load_examples(folder, split), start=1) if example.choices

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from efficientllm import metrics, paths, registry
+from efficientllm.bases.base import base_folder
 from efficientllm.config import Configuration
 from efficientllm.device import select_device
 from efficientllm.errors import CellFailure
@@ -93,27 +94,36 @@ def _measure(configuration: Configuration, axis: registry.Axis, cell: str) -> Fi
         trained = train(configuration, axis, cell, meter, memory, device)
         gc.collect()
     decoder = subjects.load(configuration, axis, cell, device)
-    facts = subjects.facts(configuration, axis, cell, decoder, 0 if trained is None else trained.trainable)
+    trainable, optimizer_bytes = (0, None) if trained is None else (trained.trainable, trained.optimizer_bytes)
+    facts = subjects.facts(configuration, axis, cell, decoder, trainable, optimizer_bytes)
     kernels = decoder.kernels(device) if trained is None else trained.kernels
     findings = Findings(facts, kernels, information=information)
     if trained is not None:
         training_values(configuration, axis, cell, trained, meter, findings)
     # serving comes before the evaluation, whose large batches leave memory behind in the process
     serve(configuration, axis, decoder, meter, memory, findings)
-    task_scores = _quality(configuration, axis, decoder, device, findings)
+    task_scores = _quality(
+        configuration, axis, subjects.identity(configuration, axis, cell)[1], decoder, device, findings
+    )
     compression_values(configuration, axis, cell, task_scores, device, findings)
     return findings
 
 
 def _quality(
-    configuration: Configuration, axis: registry.Axis, decoder: Decoder, device: torch.device, findings: Findings
+    configuration: Configuration,
+    axis: registry.Axis,
+    size: str,
+    decoder: Decoder,
+    device: torch.device,
+    findings: Findings,
 ) -> np.ndarray | None:
     """Evaluates the model; returns whether each test example was answered rightly, None where there is no task."""
     wanted = {entry.key for entry in metrics.measured_metrics(axis)}
-    values = perplexity_values(configuration, decoder, device)
+    base = None if axis == "pretrain" else base_folder(size)
+    values, _ = perplexity_values(configuration, decoder, device, base)
     correct = None
-    if axis != "pretrain":
-        scored, groups, correct = task_values(configuration, decoder, device)
+    if base is not None:
+        scored, groups, correct = task_values(configuration, decoder, device, base)
         values |= scored
         findings.information["task_groups"] = groups
     findings.values |= {key: value for key, value in values.items() if key in wanted}

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from efficientllm import registry
+from efficientllm.bases.base import base_folder
 from efficientllm.config import Configuration
 from efficientllm.measurement import subjects
 from efficientllm.measurement.findings import Findings
@@ -41,7 +42,7 @@ def compression_values(
         )
         return
     original = subjects.reference(configuration, size, device)
-    _, _, reference = task_values(configuration, original, device)
+    _, _, reference = task_values(configuration, original, device, base_folder(size))
     whole = subjects.bytes_in_memory(original)
     findings.information["compression"] = {
         "bytes_bfloat16": whole,

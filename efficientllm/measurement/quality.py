@@ -1,6 +1,7 @@
 """Quality of a cell's model on held-out text and on the task, with bootstrap intervals over windows and examples."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,32 +12,45 @@ from efficientllm.config import Configuration
 from efficientllm.data.manifest import read_manifest
 from efficientllm.data.packing import evaluation_windows, open_split
 from efficientllm.data.prompts import encode_questions
-from efficientllm.evaluation.perplexity import spread_windows, window_losses
+from efficientllm.evaluation.perplexity import WindowLosses, spread_windows, window_losses
 from efficientllm.evaluation.task import score_questions
 from efficientllm.measurement.statistics import bootstrap_interval, single
 from efficientllm.models.decoder import Decoder
 from efficientllm.records import Value
 
 
-def perplexity_values(configuration: Configuration, decoder: Decoder, device: torch.device) -> dict[str, Value]:
+def held_out_folder(base: Path | None) -> Path:
+    """Folder with the held-out tokens that a model understands: those of the prepared data, or a base's own.
+
+    Args:
+        base: Folder of the base that the model was tuned from; None for a pretraining run.
+    """
+    return base if base is not None and (base / "test.npy").exists() else paths.DATA
+
+
+def perplexity_values(
+    configuration: Configuration, decoder: Decoder, device: torch.device, base: Path | None = None
+) -> tuple[dict[str, Value], WindowLosses]:
     """Perplexity and bits per byte of the test split.
 
     Args:
         configuration: The run's parameters.
         decoder: The model, in evaluation mode.
         device: Where it lies.
+        base: Folder of the base that the model was tuned from; None for a pretraining run.
+
+    Returns:
+        The values, and the losses of the windows that they come from.
     """
     settings = configuration.profile.measure
-    windows = evaluation_windows(
-        open_split(paths.DATA, "test"), configuration.profile.pretrain.training.sequence_length
-    )
+    tokens = open_split(held_out_folder(base), "test")
+    windows = evaluation_windows(tokens, configuration.profile.pretrain.training.sequence_length)
     taken = spread_windows(windows, settings.perplexity_windows)
     losses = window_losses(decoder, taken, settings.evaluation_batch_size, device)
     interval = _ratio_interval(losses.nats, losses.tokens)
-    test = read_manifest(paths.DATA)["splits"]["test"]
-    bits = test["tokens"] / test["bytes"] / math.log(2)
+    bits = len(tokens) / read_manifest(paths.DATA)["splits"]["test"]["bytes"] / math.log(2)
     method = f"{len(taken)} of {len(windows)} windows of {windows.shape[1] - 1} tokens, evenly spread; bootstrap over windows"
-    return {
+    values = {
         "perplexity": single(
             "perplexity", math.exp(losses.mean), method=method, n=len(taken),
             interval=(math.exp(interval[0]), math.exp(interval[1])),
@@ -46,10 +60,11 @@ def perplexity_values(configuration: Configuration, decoder: Decoder, device: to
             interval=(interval[0] * bits, interval[1] * bits),
         ),
     }  # fmt: skip
+    return values, losses
 
 
 def task_values(
-    configuration: Configuration, decoder: Decoder, device: torch.device
+    configuration: Configuration, decoder: Decoder, device: torch.device, base: Path
 ) -> tuple[dict[str, Value], dict[str, Any], np.ndarray]:
     """Accuracy and loss on the task's test examples.
 
@@ -57,13 +72,16 @@ def task_values(
         configuration: The run's parameters.
         decoder: The model, in evaluation mode.
         device: Where it lies.
+        base: Folder of the base that it was tuned from, whose tokenizer it understands.
 
     Returns:
         The values; accuracy and majority class of each group of examples, as information; and 1.0 or 0.0 for each
         example, as it was answered rightly or not.
     """
     settings = configuration.profile.measure
-    questions = encode_questions(paths.DATA, "test", configuration.profile.tune.training.sequence_length)
+    questions = encode_questions(
+        paths.DATA, "test", configuration.profile.tune.training.sequence_length, tokenizer_folder=base
+    )
     scores = score_questions(decoder, questions, settings.evaluation_batch_size, pad_token=0, device=device)
     method = f"{len(questions)} test examples, candidates by mean log-likelihood per token; bootstrap over examples"
     accuracy = bootstrap_interval(scores.correct, lambda draws: draws.mean(axis=1))

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from efficientllm import paths, registry
+from efficientllm.bases.base import base_folder
 from efficientllm.config import Configuration
 from efficientllm.errors import ArtifactError
 from efficientllm.measurement.safetensors_header import tensor_bytes
@@ -18,7 +19,7 @@ from efficientllm.quantization.quantize import load_quantized, tuned_folder
 from efficientllm.records import ModelFacts
 from efficientllm.training.pretrain import pretraining_trainer
 from efficientllm.training.trainer import Trainer
-from efficientllm.tuning.tune import base_folder, load_tuned, prepare_model, tuning_trainer
+from efficientllm.tuning.tune import load_tuned, prepare_model, tuning_trainer
 
 
 def identity(configuration: Configuration, axis: registry.Axis, cell: str) -> tuple[str, str]:
@@ -62,7 +63,14 @@ def trainer(configuration: Configuration, axis: registry.Axis, cell: str, device
     return tuning_trainer(configuration, technique, size, model, device)
 
 
-def facts(configuration: Configuration, axis: registry.Axis, cell: str, decoder: Decoder, trainable: int) -> ModelFacts:
+def facts(
+    configuration: Configuration,
+    axis: registry.Axis,
+    cell: str,
+    decoder: Decoder,
+    trainable: int,
+    optimizer_bytes: int | None,
+) -> ModelFacts:
     """Counts parameters, bytes and operations of a cell's model.
 
     Args:
@@ -71,6 +79,7 @@ def facts(configuration: Configuration, axis: registry.Axis, cell: str, decoder:
         cell: The cell's name.
         decoder: The model as it is served.
         trainable: Parameters that the cell's training moves; 0 where it is not trained.
+        optimizer_bytes: What its optimizer keeps beside them; None where it is not trained.
     """
     counts = count_parameters(decoder.config)
     element = decoder.embed_tokens.weight.element_size()
@@ -81,6 +90,7 @@ def facts(configuration: Configuration, axis: registry.Axis, cell: str, decoder:
         bytes_on_disk=stored_bytes(paths.artifact(axis, cell)),
         bytes_in_memory=bytes_in_memory(decoder),
         cache_bytes_per_token=cache_bytes_per_token(decoder.config, element),
+        bytes_optimizer=optimizer_bytes,
         flops_per_token=_flops(configuration, axis, decoder),
     )
 

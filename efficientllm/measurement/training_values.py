@@ -1,5 +1,6 @@
 """The training workload of a cell: its window of steps and the values that come from it."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,11 +12,12 @@ from efficientllm.measurement import subjects
 from efficientllm.measurement.energy import EnergyMeter
 from efficientllm.measurement.findings import Findings
 from efficientllm.measurement.memory import MemoryMeter
-from efficientllm.measurement.protocol import WorkloadResult, measure_workload
+from efficientllm.measurement.protocol import Workload, WorkloadResult, measure_workload
 from efficientllm.measurement.resource_values import resource_values, window_seconds
 from efficientllm.measurement.statistics import summarize
 from efficientllm.measurement.utilization import model_flops_utilization, peak_flops
-from efficientllm.measurement.workloads import training_workload
+from efficientllm.training.optimizer import state_bytes
+from efficientllm.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Trained:
     tokens: int
     samples: int
     trainable: int
+    optimizer_bytes: int
     dtype: str
     kernels: dict[str, str]
 
@@ -39,12 +42,47 @@ def train(
     device: torch.device,
 ) -> Trained:
     """Measures a window of a cell's training steps."""
-    trainer = subjects.trainer(configuration, axis, cell, device)
-    workload = training_workload(trainer)
+    trainer = _repeating(subjects.trainer(configuration, axis, cell, device))
+    workload = _workload(trainer)
     result = measure_workload(workload, configuration.profile.measure, meter, memory)
     trainable = sum(parameter.numel() for parameter in trainer.task.model.parameters() if parameter.requires_grad)
     dtype = str(trainer.autocast or torch.float32).removeprefix("torch.")
-    return Trained(result, workload.tokens_per_call, workload.samples_per_call, trainable, dtype, trainer.kernels())
+    return Trained(
+        result=result,
+        tokens=workload.tokens_per_call,
+        samples=workload.samples_per_call,
+        trainable=trainable,
+        optimizer_bytes=state_bytes(trainer.optimizer),
+        dtype=dtype,
+        kernels=trainer.kernels(),
+    )
+
+
+def _repeating(trainer: Trainer) -> Trainer:
+    """A trainer of the same set-up that takes the first batches of the training order again and again.
+
+    So every call is the same work, and compared rows do it on the same tokens; the optimizer goes on moving the weights.
+    """
+    batches = [trainer.task.batch(index) for index in range(trainer.settings.gradient_accumulation)]
+    task = dataclasses.replace(trainer.task, batch=lambda index: batches[index % len(batches)])
+    return Trainer(task, trainer.settings, trainer.device)
+
+
+def _workload(trainer: Trainer) -> Workload:
+    """One optimizer step of a cell's own set-up."""
+    settings = trainer.settings
+    batches = [trainer.task.batch(index) for index in range(settings.gradient_accumulation)]
+    trainer.task.model.train()
+
+    def step() -> None:
+        trainer.step(settings.warmup_steps)  # the schedule's peak learning rate
+
+    return Workload(
+        step=step,
+        tokens_per_call=sum(inputs.numel() for inputs, _ in batches),
+        samples_per_call=sum(len(inputs) for inputs, _ in batches),
+        device=trainer.device,
+    )
 
 
 def training_values(

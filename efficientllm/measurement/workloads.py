@@ -3,8 +3,6 @@
 Compared rows run the same ones: the same batch of the same tokens at every call, whatever the technique.
 """
 
-import dataclasses
-
 import torch
 
 from efficientllm import paths
@@ -13,29 +11,6 @@ from efficientllm.data.packing import evaluation_windows, open_split
 from efficientllm.measurement.protocol import Workload
 from efficientllm.models.decoder import Decoder
 from efficientllm.serving.engine import GreedyEngine
-from efficientllm.training.trainer import Trainer
-
-
-def training_workload(trainer: Trainer) -> Workload:
-    """One optimizer step of a cell's own set-up on the first batch of its training order.
-
-    The batch stays the same so that every call is the same work; the optimizer goes on moving the weights.
-    """
-    settings = trainer.settings
-    batches = [trainer.task.batch(index) for index in range(settings.gradient_accumulation)]
-    repeated = dataclasses.replace(trainer.task, batch=lambda index: batches[index % len(batches)])
-    fixed = Trainer(repeated, settings, trainer.device)
-    trainer.task.model.train()
-
-    def step() -> None:
-        fixed.step(settings.warmup_steps)  # the schedule's peak learning rate
-
-    return Workload(
-        step=step,
-        tokens_per_call=sum(inputs.numel() for inputs, _ in batches),
-        samples_per_call=sum(len(inputs) for inputs, _ in batches),
-        device=trainer.device,
-    )
 
 
 def serving_prompts(settings: MeasureSettings, device: torch.device) -> torch.Tensor:

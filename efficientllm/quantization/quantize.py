@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from efficientllm import paths
+from efficientllm.bases.base import base_folder
 from efficientllm.config import Configuration
 from efficientllm.data.tokenizer import copy_tokenizer
 from efficientllm.errors import ArtifactError
@@ -37,7 +38,7 @@ def quantize(configuration: Configuration, precision_key: str, size: str) -> Non
     decoder = load_tuned(tuned_folder(configuration, size))
     with whole_directory(paths.artifact("quantize", cell_name(precision_key, size))) as folder:
         implementation.save(decoder, folder, options)
-        copy_tokenizer(paths.DATA, folder)
+        copy_tokenizer(base_folder(size), folder)
         description = {"precision": precision_key, "size": size, "method": configuration.parameters.method}
         write_json(folder / _DESCRIPTION, description)
 

@@ -11,13 +11,13 @@ from efficientllm.config import Configuration
 from efficientllm.data.manifest import read_manifest
 from efficientllm.errors import ArtifactError
 from efficientllm.files import read_json
+from efficientllm.ranking.replicas import read_run
 from efficientllm.ranking.results import (
     RANKING_FILE,
     RESULTS_FILE,
     Ranked,
     Result,
     rank,
-    read_records,
     tabulate,
     to_csv,
 )
@@ -82,7 +82,7 @@ def collect(configuration: Configuration, root: Path = Path()) -> Evidence:
         ArtifactError: A file is missing or damaged, or the tables in results/ come from other records.
     """
     rows = configuration.rows()
-    records = read_records(rows, root)
+    records = read_run(configuration, root)
     results = tabulate(rows, records)
     ranking = rank(results)
     for name, expected in ((RESULTS_FILE, to_csv(results, Result)), (RANKING_FILE, to_csv(ranking, Ranked))):

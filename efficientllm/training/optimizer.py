@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from efficientllm.config.schema import TrainingSettings
+from efficientllm.errors import CellFailure
 
 
 def parameter_groups(model: nn.Module, settings: TrainingSettings) -> list[dict[str, Any]]:
@@ -35,10 +36,32 @@ def parameter_groups(model: nn.Module, settings: TrainingSettings) -> list[dict[
 
 def build_optimizer(
     groups: Iterable[dict[str, Any]], settings: TrainingSettings, learning_rate: float
-) -> torch.optim.AdamW:
-    """Builds fused AdamW; each group's `lr_scale` (default 1) multiplies the scheduled learning rate."""
+) -> torch.optim.Optimizer:
+    """Builds AdamW; each group's `lr_scale` (default 1) multiplies the scheduled learning rate.
+
+    `adamw` is torch's fused one. `adamw_8bit` keeps both moments in 8 bits, in blocks with one scale each (Dettmers et
+    al. 2021, arXiv 2110.02861), by bitsandbytes.
+
+    Raises:
+        CellFailure: `adamw_8bit` is asked for and the parameters do not lie on a GPU.
+    """
     listed = [{"lr_scale": 1.0, **group} for group in groups]
-    return torch.optim.AdamW(listed, lr=learning_rate, betas=(settings.beta1, settings.beta2), fused=True)
+    betas = (settings.beta1, settings.beta2)
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(listed, lr=learning_rate, betas=betas, fused=True)
+    if listed[0]["params"][0].device.type != "cuda":
+        raise CellFailure("training.optimizer is adamw_8bit, which needs a CUDA GPU: set it to adamw")
+    from bitsandbytes.optim import AdamW8bit
+
+    optimizer: torch.optim.Optimizer = AdamW8bit(listed, lr=learning_rate, betas=betas)
+    return optimizer
+
+
+def state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of what an optimizer keeps beside the weights; complete after its first step."""
+    return sum(
+        value.nbytes for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)
+    )
 
 
 def learning_rate_at(step: int, peak: float, settings: TrainingSettings) -> float:

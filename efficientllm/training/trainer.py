@@ -71,6 +71,7 @@ class Trainer:
         if self.autocast is not None and device.type == "cuda":
             # what stays in float32 under autocast may use TF32, whose significand is wider than bfloat16's
             torch.set_float32_matmul_precision("high")
+        task.decoder.gradient_checkpointing = settings.recompute_activations
         self.optimizer = build_optimizer(task.groups, settings, task.learning_rate)
         self._trainable = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
@@ -78,7 +79,9 @@ class Trainer:
         """Names the implementations that training runs."""
         with self._mixed_precision():  # which can run depends on the type
             described: dict[str, str] = self.task.decoder.kernels(self.device)
-        return {**described, "optimizer": "torch fused AdamW"}
+        names = {"adamw": "torch fused AdamW", "adamw_8bit": "bitsandbytes 8-bit AdamW"}
+        levers = {"activations": "recomputed in the backward pass"} if self.settings.recompute_activations else {}
+        return {**described, "optimizer": names[self.settings.optimizer], **levers}
 
     def step(self, index: int) -> StepResult:
         """Runs optimizer step `index`: gradients of the accumulated micro-batches, clipping, AdamW."""

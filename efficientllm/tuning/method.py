@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from efficientllm.config.load import component_names
@@ -50,13 +51,16 @@ class TuningMethod(ABC):
         return checked_options(self._options, settings.model_extra or {}, f"tune.methods.{self.key}")
 
     @abstractmethod
-    def prepare(self, base: Path, options: Any, *, device: Any = "cpu") -> TunableModel:
+    def prepare(
+        self, base: Path, options: Any, *, device: Any = "cpu", dtype: torch.dtype = torch.float32
+    ) -> TunableModel:
         """Loads the base model and makes exactly the method's parameters trainable.
 
         Args:
             base: Folder of the base model.
             options: The method's parameters, as `options` returned them.
             device: Where to put the model.
+            dtype: Type of the base's weights.
         """
 
     @abstractmethod
@@ -64,7 +68,7 @@ class TuningMethod(ABC):
         """Writes what the method has to store beside the base model (for full tuning: the whole model)."""
 
     @abstractmethod
-    def load(self, folder: Path, base: Path, *, device: Any = "cpu") -> Decoder:
+    def load(self, folder: Path, base: Path, *, device: Any = "cpu", dtype: torch.dtype = torch.float32) -> Decoder:
         """Loads a tuned model for inference, its adapters merged into the weights."""
 
     def groups(self, model: TunableModel, options: Any, training: TrainingSettings) -> list[dict[str, Any]]:

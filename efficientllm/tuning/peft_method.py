@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from pydantic import Field
 
 from efficientllm.config.schema import Section
@@ -41,14 +42,16 @@ class PeftMethod(TuningMethod):
         super().__init__(key, options)
         self._peft_config = peft_config
 
-    def prepare(self, base: Path, options: Any, *, device: Any = "cpu") -> TunableModel:
+    def prepare(
+        self, base: Path, options: Any, *, device: Any = "cpu", dtype: torch.dtype = torch.float32
+    ) -> TunableModel:
         """Freezes the base and injects freshly initialised adapters into its linear layers."""
         from peft import get_peft_model
 
         from efficientllm.models.transformers_adapter import EfficientLLMForCausalLM
 
-        model = EfficientLLMForCausalLM.from_pretrained(base).to(device)
-        with _silence():
+        model = EfficientLLMForCausalLM.from_pretrained(base, dtype=dtype).to(device)
+        with silence():
             module = get_peft_model(model, self._peft_config(options))
         return TunableModel(module, model.decoder)
 
@@ -57,11 +60,11 @@ class PeftMethod(TuningMethod):
         self._write(model, folder)
 
     def _write(self, model: TunableModel, folder: Path, **conversion: Any) -> None:
-        with _silence():
+        with silence():
             model.module.save_pretrained(str(folder), safe_serialization=True, **conversion)  # type: ignore[operator]
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
 
-    def load(self, folder: Path, base: Path, *, device: Any = "cpu") -> Decoder:
+    def load(self, folder: Path, base: Path, *, device: Any = "cpu", dtype: torch.dtype = torch.float32) -> Decoder:
         """Merges the adapters into the base weights.
 
         Raises:
@@ -73,8 +76,8 @@ class PeftMethod(TuningMethod):
         from efficientllm.models.transformers_adapter import EfficientLLMForCausalLM
 
         try:
-            model = EfficientLLMForCausalLM.from_pretrained(base).to(device)
-            with _silence():
+            model = EfficientLLMForCausalLM.from_pretrained(base, dtype=dtype).to(device)
+            with silence():
                 merged = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
         except (OSError, ValueError, SafetensorError) as error:
             raise ArtifactError(f"{folder} cannot be loaded on {base} ({error}): run `dvc repro` again") from error
@@ -83,7 +86,7 @@ class PeftMethod(TuningMethod):
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """Hides deprecation warnings that PEFT's calls to Transformers raise: nobody here can act on them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from efficientllm import paths
+from efficientllm.bases.base import base_folder
 from efficientllm.config import Configuration
 from efficientllm.data.order import batch_positions
 from efficientllm.data.packing import IGNORED
@@ -15,7 +16,7 @@ from efficientllm.device import select_device
 from efficientllm.errors import ArtifactError
 from efficientllm.files import file_hash, read_json, whole_directory, write_json
 from efficientllm.models.decoder import Decoder
-from efficientllm.registry import base_architecture, cell_name
+from efficientllm.registry import cell_name
 from efficientllm.training.fingerprint import fingerprint
 from efficientllm.training.losses import token_losses
 from efficientllm.training.run import train
@@ -26,17 +27,13 @@ _DESCRIPTION = "tuning.json"
 _EVALUATION_BATCH = 32
 
 
-def base_folder(size: str) -> Path:
-    """Folder of the model that a size is tuned from."""
-    return paths.artifact("pretrain", base_architecture(size))
-
-
 def prepare_model(configuration: Configuration, method: str, size: str, device: torch.device) -> TunableModel:
     """Loads the base of a size and makes it ready for a method, with the run's seed."""
     implementation = tuning_method(method)
     torch.manual_seed(configuration.parameters.seed)
     options = implementation.options(configuration.profile.tune.methods[method])
-    return implementation.prepare(base_folder(size), options, device=device)
+    dtype = getattr(torch, configuration.profile.tune.base_type)
+    return implementation.prepare(base_folder(size), options, device=device, dtype=dtype)
 
 
 def tuning_trainer(
@@ -56,8 +53,10 @@ def tuning_trainer(
     settings = configuration.profile.tune.training
     method_settings = configuration.profile.tune.methods[method]
     implementation = tuning_method(method)
-    examples = encode_split(paths.DATA, "train", settings.sequence_length)
-    held_out = encode_split(paths.DATA, "validation", settings.sequence_length)[: settings.evaluation_sequences]
+    base = base_folder(size)
+    examples = encode_split(paths.DATA, "train", settings.sequence_length, tokenizer_folder=base)
+    held_out = encode_split(paths.DATA, "validation", settings.sequence_length, tokenizer_folder=base)
+    held_out = held_out[: settings.evaluation_sequences]
 
     def batch(index: int) -> Batch:
         order = batch_positions(len(examples), settings.batch_size, index, configuration.parameters.seed)
@@ -107,7 +106,7 @@ def tune(configuration: Configuration, method: str, size: str) -> None:
     model = prepare_model(configuration, method, size, device)
     trainer = tuning_trainer(configuration, method, size, model, device)
     identity = fingerprint(
-        training=settings.training.model_dump(), method=settings.methods[method].model_dump(), cell=cell,
+        training=settings.training.model_dump(), base_type=settings.base_type, method=settings.methods[method].model_dump(), cell=cell,
         seed=configuration.parameters.seed, data=file_hash(paths.DATA / "manifest.json"),
         base=file_hash(base_folder(size) / "model.safetensors"),
     )  # fmt: skip
@@ -115,7 +114,7 @@ def tune(configuration: Configuration, method: str, size: str) -> None:
     def save() -> None:
         with whole_directory(paths.artifact("tune", cell)) as folder:
             tuning_method(method).save(model, folder)
-            write_json(folder / _DESCRIPTION, {"method": method, "size": size})
+            write_json(folder / _DESCRIPTION, {"method": method, "size": size, "base_type": settings.base_type})
 
     inputs, _ = trainer.task.batch(0)
     train(trainer, "tune", cell, identity, float(inputs.numel()), save)
@@ -129,7 +128,7 @@ def load_tuned(folder: Path, *, device: Any = "cpu") -> Decoder:
     """
     description = read_json(folder / _DESCRIPTION)
     try:
-        method, size = description["method"], description["size"]
+        method, size, base_type = (str(description[key]) for key in ("method", "size", "base_type"))
     except (KeyError, TypeError) as error:
         raise ArtifactError(f"{folder / _DESCRIPTION} lacks {error}: run `dvc repro` again") from error
-    return tuning_method(method).load(folder, base_folder(size), device=device)
+    return tuning_method(method).load(folder, base_folder(size), device=device, dtype=getattr(torch, base_type))

@@ -49,11 +49,15 @@ def test_every_profile_is_valid(project: Path, profile: str) -> None:
         ("seed", -1, "parameter 'seed' in params.yaml is -1: input should be greater than or equal to 0"),
         ("seed", "zero", "parameter 'seed' in params.yaml is 'zero': input should be a valid integer"),
         ("seed", ..., "missing parameter 'seed' in params.yaml"),
-        ("sed", 1, "unknown parameter 'sed' in params.yaml; did you mean 'seed'? known: architectures, method,"),
+        ("sed", 1, "unknown parameter 'sed' in params.yaml; did you mean 'seed'? known: architectures, bases,"),
         ("architectures.mqa.mixer", "mqqa", "unknown mixer of architecture mqa 'mqqa'; did you mean 'mqa'?"),
         ("architectures.mqa.mixr", "mqa", "unknown parameter 'architectures.mqa.mixr' in params.yaml; did you mean"),
         ("architectures.mqa.size", "huge", "unknown size of architecture mqa 'huge'; known: large, medium, small"),
         ("architectures.dense_large", ..., "size 'large' is tuned from the pretraining run 'dense_large'"),
+        ("bases.small", ..., "missing parameter 'bases.small' in params.yaml: what the size is tuned from"),
+        ("bases.huge", "model.gguf", "unknown size in `bases` 'huge'; known: large, medium, small"),
+        ("replicas.seeds", [0], "replicas.seeds is [0]: each is named once, and none is the run's own seed, 0"),
+        ("replicas.seeds", [1, 1], "replicas.seeds is [1, 1]: each is named once"),
         ("architectures.mqa_2", {"size": "small", "block": "pre_norm", "mixer": "mqa", "position": "rope",
                                  "feedforward": "swiglu"}, "architecture 'mqa_2' serves no row"),
     ],
@@ -117,3 +121,10 @@ def test_yaml_1_1_and_1_2_readers_agree() -> None:
     yaml_1_1.version = (1, 1)
     for path in [ROOT / "params.yaml", *(ROOT / "profiles").glob("*.yaml")]:
         assert yaml_1_1.load(path.read_text()) == YAML(typ="safe").load(path.read_text()), path
+
+
+def test_replicas_of_what_the_run_leaves_out(project: Path) -> None:
+    change(project / "params.yaml", "replicas.seeds", [1])
+    change(project / "params.yaml", "replicas.architectures", ["mha"])
+    with pytest.raises(ParameterError, match=r"replicas\.architectures names 'mha', which `architectures` in params\.yaml"):
+        config.load(project)

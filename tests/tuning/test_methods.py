@@ -26,7 +26,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "pissa": {"rank": 4, "alpha": 4, "dropout": 0.0, "svd_iterations": None},
     "freeze": {"trainable_layers": 1},
     "full": {},
+    "qlora": {"rank": 4, "alpha": 8, "dropout": 0.0},
+    "oft": {"block_size": 8, "dropout": 0.0},
 }
+QUANTIZATION_ERROR = 0.2  # of a logit, by 4-bit weights
 TRAINING = TrainingSettings(
     sequence_length=16, batch_size=4, gradient_accumulation=1, steps=6, warmup_steps=1, final_learning_rate_fraction=1.0,
     embedding_learning_rate_scale=1.0, weight_decay=0.1, beta1=0.9, beta2=0.95, gradient_clip=1.0, autocast="none",
@@ -45,7 +48,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("base")
     config = DecoderConfig(
-        vocabulary_size=64, hidden_size=32, layers=3, heads=4, key_value_heads=2, intermediate_size=48,
+        vocabulary_size=64, hidden_size=64, layers=3, heads=4, key_value_heads=2, intermediate_size=64,
         context_length=32, tie_embeddings=False, block="pre_norm", mixer="gqa", position="rope", feedforward="swiglu",
         mixer_options={}, position_options={}, feedforward_options={}, embedding_deviation=1.0,
     )  # fmt: skip
@@ -81,12 +84,15 @@ def test_starts_from_the_bases_function(method: str, base: Path) -> None:
     model = prepared(method, base)
     model.module.eval()
     with torch.no_grad():
-        torch.testing.assert_close(
-            model.decoder(INPUTS).logits, load_decoder(base).eval()(INPUTS).logits, atol=2e-5, rtol=1e-5
-        )
+        ours, bases = model.decoder(INPUTS).logits, load_decoder(base).eval()(INPUTS).logits
+    if method == "qlora":
+        difference = float((ours - bases).abs().mean() / bases.std())
+        assert 0 < difference < QUANTIZATION_ERROR, "4-bit weights differ from the base's, by their rounding"
+    else:
+        torch.testing.assert_close(ours, bases, atol=2e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["lora", "lora_plus", "rslora", "dora", "pissa", "freeze"])
+@pytest.mark.parametrize("method", sorted(set(OPTIONS) - {"full"}))
 def test_frozen_weights_stay_bit_identical(method: str, base: Path) -> None:
     model = prepared(method, base)
     frozen = {name: p.detach().clone() for name, p in model.module.named_parameters() if not p.requires_grad}
@@ -123,7 +129,8 @@ def test_stored_and_loaded_whole(method: str, base: Path, tmp_path: Path) -> Non
         expected = model.decoder(INPUTS).logits
     loaded = tuning_method(method).load(tmp_path, base)
     with torch.no_grad():
-        torch.testing.assert_close(loaded(INPUTS).logits, expected, atol=2e-5, rtol=1e-4)
+        # 4-bit products round their inputs, plain ones of the expanded weights do not
+        torch.testing.assert_close(loaded(INPUTS).logits, expected, atol=1e-3 if method == "qlora" else 2e-5, rtol=1e-4)
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
     stored = sum(tensor.numel() for path in tmp_path.glob("*.safetensors") for tensor in load_file(path).values())
     trained = sum(p.numel() for p in model.module.parameters() if p.requires_grad)

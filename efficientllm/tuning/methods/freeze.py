@@ -26,13 +26,15 @@ class FreezeOptions(Section):
 class FreezeTuning(TuningMethod):
     """Trains the last `trainable_layers` layers and stores those alone."""
 
-    def prepare(self, base: Path, options: FreezeOptions, *, device: Any = "cpu") -> TunableModel:
+    def prepare(
+        self, base: Path, options: FreezeOptions, *, device: Any = "cpu", dtype: torch.dtype = torch.float32
+    ) -> TunableModel:
         """Loads the base with its last layers trainable.
 
         Raises:
             ParameterError: The model has fewer layers than are to be trained.
         """
-        decoder = load_decoder(base, device=device).requires_grad_(False)
+        decoder = load_decoder(base, device=device, dtype=dtype).requires_grad_(False)
         layers = list(decoder.layers)
         if options.trainable_layers > len(layers):
             raise ParameterError(
@@ -52,13 +54,13 @@ class FreezeTuning(TuningMethod):
         }
         save_file(trained, folder / _WEIGHTS, metadata={"format": "pt"})
 
-    def load(self, folder: Path, base: Path, *, device: Any = "cpu") -> Decoder:
+    def load(self, folder: Path, base: Path, *, device: Any = "cpu", dtype: torch.dtype = torch.float32) -> Decoder:
         """Lays the trained layers over the base.
 
         Raises:
             ArtifactError: The stored layers are missing, damaged, or not this model's.
         """
-        decoder = load_decoder(base, device=device).requires_grad_(False)
+        decoder = load_decoder(base, device=device, dtype=dtype).requires_grad_(False)
         parameters = dict(decoder.named_parameters())
         try:
             trained = load_file(folder / _WEIGHTS, device=str(device))

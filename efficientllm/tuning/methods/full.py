@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from efficientllm.config.schema import Section
 from efficientllm.models.decoder import Decoder
 from efficientllm.models.weights import load_decoder, save_decoder
@@ -16,19 +18,21 @@ class FullOptions(Section):
 class FullTuning(TuningMethod):
     """Trains all weights."""
 
-    def prepare(self, base: Path, options: FullOptions, *, device: Any = "cpu") -> TunableModel:
+    def prepare(
+        self, base: Path, options: FullOptions, *, device: Any = "cpu", dtype: torch.dtype = torch.float32
+    ) -> TunableModel:
         """Loads the base with every parameter trainable."""
         del options
-        decoder = load_decoder(base, device=device).requires_grad_(True)
+        decoder = load_decoder(base, device=device, dtype=dtype).requires_grad_(True)
         return TunableModel(decoder, decoder)
 
     def save(self, model: TunableModel, folder: Path) -> None:
         """Writes the whole model, in the form of a pretrained one."""
         save_decoder(folder, model.decoder)
 
-    def load(self, folder: Path, base: Path, *, device: Any = "cpu") -> Decoder:
+    def load(self, folder: Path, base: Path, *, device: Any = "cpu", dtype: torch.dtype = torch.float32) -> Decoder:
         """Loads the whole model; the base is not needed."""
-        del base
+        del base, dtype
         return load_decoder(folder, device=device).requires_grad_(False).eval()
 
 

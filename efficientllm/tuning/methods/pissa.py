@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import Field
 
 from efficientllm.tuning.method import TunableModel
@@ -27,9 +28,11 @@ class PiSSAOptions(LowRankOptions):
 class PiSSA(PeftMethod):
     """LoRA that starts from principal singular values and vectors."""
 
-    def prepare(self, base: Path, options: Any, *, device: Any = "cpu") -> TunableModel:
+    def prepare(
+        self, base: Path, options: Any, *, device: Any = "cpu", dtype: torch.dtype = torch.float32
+    ) -> TunableModel:
         """Splits every linear layer, and keeps the start, from which the stored difference is taken."""
-        model = super().prepare(base, options, device=device)
+        model = super().prepare(base, options, device=device, dtype=dtype)
         folder = tempfile.TemporaryDirectory(prefix="efficientllm-pissa-")
         model.module.save_pretrained(folder.name, safe_serialization=True)  # type: ignore[operator]
         # lives and is deleted with the model

@@ -1,0 +1,117 @@
+"""The `base` stage: one source in, one decoder of ours with its tokenizer and its held-out tokens out."""
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from efficientllm import paths
+from efficientllm.bases.sources import is_own_checkpoint, open_checkpoint
+from efficientllm.config import Configuration
+from efficientllm.data.packing import open_split, write_split
+from efficientllm.data.tokenizer import (
+    CONFIG_FILE,
+    TOKENIZER_FILE,
+    TextTokenizer,
+    load_tokenizer,
+    save_tokenizer,
+)
+from efficientllm.errors import ParameterError
+from efficientllm.files import file_hash, whole_directory, write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+HELD_OUT = "test"
+
+
+def base_folder(size: str) -> Path:
+    """Folder of the model that a size is tuned from."""
+    return paths.artifact("base", size)
+
+
+def make_base(configuration: Configuration, size: str) -> None:
+    """Writes the base of a size.
+
+    Args:
+        configuration: The run's parameters.
+        size: A key of `bases` in params.yaml.
+
+    Raises:
+        ParameterError: The source does not exist, or is a model that cannot be read as a decoder of ours.
+        ArtifactError: The source is damaged.
+    """
+    from efficientllm.models.imports import from_transformers
+    from efficientllm.models.weights import read_config, save_decoder
+
+    source = Path(configuration.parameters.bases[size])
+    with whole_directory(base_folder(size)) as folder:
+        if is_own_checkpoint(source):
+            shutil.copytree(source, folder, dirs_exist_ok=True, ignore=_only_the_model)
+        else:
+            model, tokenizer = open_checkpoint(source)
+            save_decoder(folder, from_transformers(model))
+            save_tokenizer(folder, _text_tokenizer(tokenizer, source))
+        _check_lengths(configuration, read_config(folder).context_length, source)
+        if file_hash(folder / TOKENIZER_FILE) != file_hash(paths.DATA / TOKENIZER_FILE):
+            write_split(folder, HELD_OUT, _encoded_anew(load_tokenizer(folder)))
+    write_json(paths.base_quality(size), _quality(configuration, size))
+
+
+def _quality(configuration: Configuration, size: str) -> dict[str, Any]:
+    """Evaluates a base on the held-out text and the task, as its tuned models are."""
+    from efficientllm.device import select_device
+    from efficientllm.measurement.quality import perplexity_values, task_values
+    from efficientllm.models.weights import load_decoder
+
+    device, folder = select_device(), base_folder(size)
+    decoder = load_decoder(folder, device=device).requires_grad_(False).eval()
+    values, losses = perplexity_values(configuration, decoder, device, folder)
+    scored, groups, correct = task_values(configuration, decoder, device, folder)
+    return {
+        "values": {key: value.model_dump(mode="json") for key, value in (values | scored).items()},
+        "task_groups": groups,
+        "windows": {"nats": losses.nats.tolist(), "tokens": losses.tokens.tolist()},
+        "correct": correct.tolist(),
+    }
+
+
+def _only_the_model(folder: str, names: list[str]) -> set[str]:
+    """Leaves out whatever else a run's folder holds, such as the models of further seeds."""
+    from efficientllm.models.weights import CONFIG_FILE as MODEL_CONFIG
+    from efficientllm.models.weights import WEIGHTS_FILE
+
+    del folder
+    return set(names) - {MODEL_CONFIG, WEIGHTS_FILE, TOKENIZER_FILE, CONFIG_FILE}
+
+
+def _text_tokenizer(tokenizer: "PreTrainedTokenizerBase", source: Path) -> TextTokenizer:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or tokenizer.eos_token is None:
+        lacks = "an end-of-text token" if backend is not None else "a tokenizer.json of the library `tokenizers`"
+        raise ParameterError(f"base {source} lacks {lacks}")
+    return TextTokenizer(backend, str(tokenizer.eos_token))
+
+
+def _check_lengths(configuration: Configuration, context_length: int, source: Path) -> None:
+    profile = configuration.profile
+    served = profile.measure.serving_prompt_length + profile.measure.serving_output_length
+    for name, length in (
+        ("pretrain.training.sequence_length, at which perplexity is taken,", profile.pretrain.training.sequence_length),
+        ("tune.training.sequence_length", profile.tune.training.sequence_length),
+        ("measure.serving_prompt_length + serving_output_length", served),
+    ):
+        if length > context_length:
+            raise ParameterError(
+                f"{name} is {length}, more than the {context_length} tokens that {source} was made for"
+            )
+
+
+def _encoded_anew(tokenizer: TextTokenizer) -> np.ndarray:
+    """The held-out text in a base's own tokens: the prepared tokens are decoded, without loss, and encoded again."""
+    prepared = load_tokenizer(paths.DATA)
+    tokens = open_split(paths.DATA, HELD_OUT)
+    ends = np.flatnonzero(tokens == prepared.end_token_id)
+    documents = np.split(tokens, ends + 1)
+    return tokenizer.encode_documents(prepared.decode(document.tolist()) for document in documents if len(document))

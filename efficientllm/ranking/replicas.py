@@ -1,0 +1,61 @@
+"""Quality over several seeds: the records of a run, with the replicas that params.yaml asks for worked in."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from efficientllm import paths
+from efficientllm.config import Configuration
+from efficientllm.ranking.results import read_records
+from efficientllm.records import Record, Replica, read_replica
+
+
+def read_run(configuration: Configuration, root: Path = Path()) -> dict[tuple[str, str], Record]:
+    """Reads the records of all declared cells; where a cell was replicated, its quality is that of all its seeds.
+
+    Args:
+        configuration: The run's parameters.
+        root: The repository's root.
+
+    Returns:
+        Records by axis and cell, in the rows' order.
+
+    Raises:
+        ArtifactError: A record is missing or breaks the contract.
+    """
+    records = read_records(configuration.rows(), root)
+    replicas = configuration.parameters.replicas
+    cells = [("pretrain", name) for name in replicas.architectures]
+    cells += [("tune", f"{method}-{size}") for method in replicas.methods for size in replicas.sizes]
+    for axis, cell in cells if replicas.seeds else []:
+        found = [read_replica(root / paths.replica(axis, cell, seed)) for seed in replicas.seeds]
+        records[axis, cell] = over_seeds(records[axis, cell], found)
+    return records
+
+
+def over_seeds(record: Record, replicas: Sequence[Replica]) -> Record:
+    """Replaces the quality of a record by the median over its own seed and those of its replicas.
+
+    The interval then says how far apart training runs come out, no longer how the windows of the test text differ; those
+    are the same for all rows. What a replica lacks stays as it was, and the reason of a failed one is kept.
+
+    Args:
+        record: The record of the cell with the run's seed.
+        replicas: The same cell with other seeds.
+    """
+    from efficientllm.measurement.statistics import summarize
+
+    trained = [replica for replica in replicas if replica.status == "ok"]
+    values = dict(record.metrics)
+    for key, value in record.metrics.items():
+        further = [replica.metrics[key].value for replica in trained if key in replica.metrics]
+        if further:
+            seeds = len(further) + 1
+            values[key] = summarize(
+                key,
+                [value.value, *further],
+                source=value.source,
+                method=f"median of {seeds} seeds; each: {value.method}",
+            )
+    failed = {str(replica.seed): replica.reason for replica in replicas if replica.status == "failed"}
+    information = {**record.information, "failed_seeds": failed} if failed else record.information
+    return record.model_copy(update={"metrics": values, "information": information})

@@ -1,0 +1,88 @@
+"""Training of a cell once more from another seed: how far apart two runs of the same technique come out."""
+
+import shutil
+from typing import Literal
+
+import torch
+
+from efficientllm import paths
+from efficientllm.bases.base import base_folder
+from efficientllm.config import Configuration
+from efficientllm.device import select_device
+from efficientllm.errors import CellFailure
+from efficientllm.files import content_hash
+from efficientllm.measurement.quality import perplexity_values, task_values
+from efficientllm.models.build import build_decoder
+from efficientllm.models.decoder import Decoder
+from efficientllm.records import Replica, Value, write_record
+from efficientllm.stage import cell_errors, failure
+from efficientllm.training.fingerprint import fingerprint
+from efficientllm.training.pretrain import pretraining_config, pretraining_trainer
+from efficientllm.training.trainer import Trainer
+from efficientllm.tuning.tune import prepare_model, tuning_trainer
+
+Axis = Literal["pretrain", "tune"]
+
+
+def replicate(configuration: Configuration, axis: Axis, cell: str, seed: int) -> None:
+    """Trains a cell from another seed and writes its quality; the model is not kept.
+
+    The seed decides the initial weights (of the adapters, for tuning) and the order of the data.
+
+    Args:
+        configuration: The run's parameters.
+        axis: The cell's axis.
+        cell: The cell's name.
+        seed: Another seed than the run's.
+    """
+    destination = paths.replica(axis, cell, seed)
+    try:
+        with cell_errors():
+            values = _quality(configuration, axis, cell, seed)
+    except CellFailure as error:
+        write_record(destination, Replica(axis=axis, cell=cell, seed=seed, status="failed", reason=str(error)))
+        print(f"{axis}@{cell} with seed {seed} failed, and is recorded as failed: {error}")
+        return
+    write_record(destination, Replica(axis=axis, cell=cell, seed=seed, status="ok", metrics=values))
+
+
+def _quality(configuration: Configuration, axis: Axis, cell: str, seed: int) -> dict[str, Value]:
+    parameters = configuration.parameters.model_copy(update={"seed": seed})
+    seeded = Configuration(parameters, configuration.profile)
+    device = select_device()
+    decoder, trainer = (_pretraining if axis == "pretrain" else _tuning)(seeded, cell, device)
+    checkpoints = paths.checkpoint(f"replica-{axis}", f"{cell}-{seed}")
+    trainer.run(
+        checkpoints=checkpoints,
+        fingerprint=fingerprint(
+            training=trainer.settings.model_dump(), rate=trainer.task.learning_rate, seed=seed, cell=cell,
+            profile=content_hash(configuration.profile.model_dump()),
+        ),
+        description=f"{axis}@{cell}, seed {seed}",
+        joules=lambda: None,
+    )  # fmt: skip
+    decoder = decoder.requires_grad_(False).eval()
+    if axis == "pretrain":
+        values, _ = perplexity_values(configuration, decoder, device)
+    else:
+        base = base_folder(cell.rsplit("-", 1)[1])
+        values, _ = perplexity_values(configuration, decoder, device, base)
+        scored, _, _ = task_values(configuration, decoder, device, base)
+        values |= scored
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    return values
+
+
+def _pretraining(configuration: Configuration, cell: str, device: torch.device) -> tuple[Decoder, Trainer]:
+    torch.manual_seed(configuration.parameters.seed)
+    decoder = build_decoder(pretraining_config(configuration, cell), device=device)
+    return decoder, pretraining_trainer(configuration, cell, decoder, device)
+
+
+def _tuning(configuration: Configuration, cell: str, device: torch.device) -> tuple[Decoder, Trainer]:
+    method, size = cell.rsplit("-", 1)
+    base = base_folder(size)
+    if (reason := failure(base)) is not None:
+        raise CellFailure(f"{base} failed: {reason}")
+    model = prepare_model(configuration, method, size, device)
+    return model.decoder, tuning_trainer(configuration, method, size, model, device)

@@ -1,0 +1,242 @@
+"""Anyone's checkpoint becomes a base: same function, own tokenizer, held-out text in its own tokens."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from efficientllm import paths
+from efficientllm.bases.base import base_folder, make_base
+from efficientllm.config.load import Configuration, read_yaml
+from efficientllm.config.schema import Parameters, Profile
+from efficientllm.data.packing import open_split
+from efficientllm.data.prepare import prepare
+from efficientllm.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
+from efficientllm.errors import ArtifactError, ParameterError
+from efficientllm.models.build import build_decoder
+from efficientllm.models.config import DecoderConfig
+from efficientllm.models.weights import load_decoder, save_decoder
+
+ROOT = Path(__file__).parents[2]
+TEXT = "The quick brown fox jumps over the lazy dog; naïve words, 1234 numbers. "
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with prepared data: the smoke profile on four small documents."""
+    from ruamel.yaml import YAML
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    yaml = YAML(typ="safe")
+    profile = yaml.load((ROOT / "profiles" / "smoke.yaml").read_text())
+    documents = [f"Document {n}. " + TEXT * 60 for n in range(4)]
+    (tmp_path / "corpus.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in documents))
+    questions = [
+        {"instruction": "Add.", "input": f"{n}+1", "output": str(n + 1), "choices": [str(n + 1), str(n)]}
+        for n in range(12)
+    ]
+    (tmp_path / "task.jsonl").write_text("\n".join(map(json.dumps, questions)))
+    profile["data"] |= {
+        "source": "files",
+        "files": {"paths": ["corpus.jsonl"], "text_field": "text", "licence": "CC0"},
+        "tokenizer": {"train_vocabulary_size": 270, "path": None},
+        "task": profile["data"]["task"] | {"source": "file", "path": "task.jsonl"},
+    }
+    (tmp_path / "profiles").mkdir()
+    with (tmp_path / "profiles" / "smoke.yaml").open("w") as stream:
+        yaml.dump(profile, stream)
+    prepare(configuration("artifacts/pretrain/dense_small"), paths.DATA)
+    return tmp_path
+
+
+def configuration(source: str | Path) -> Configuration:
+    """The run's parameters with this source as the small base."""
+    content = read_yaml(Path("params.yaml")) | {"profile": "smoke", "sizes": ["small"], "bases": {"small": str(source)}}
+    profile = Profile.model_validate(read_yaml(Path("profiles/smoke.yaml")))
+    return Configuration(Parameters.model_validate(content), profile)
+
+
+def quality() -> dict[str, float]:
+    content = json.loads(paths.base_quality("small").read_text())
+    return {key: value["value"] for key, value in content["values"].items()}
+
+
+def tokenizer_folder(folder: Path, vocabulary: int = 300) -> int:
+    tokenizer = train_tokenizer([TEXT * 50], vocabulary)
+    save_tokenizer(folder, tokenizer)
+    return tokenizer.vocabulary_size
+
+
+def llama(vocabulary: int, **changes: Any) -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    shape = {
+        "vocab_size": vocabulary, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
+    }  # fmt: skip
+    return LlamaForCausalLM(LlamaConfig(**(shape | changes))).eval()
+
+
+TOKENS = torch.randint(250, (2, 40), generator=torch.Generator().manual_seed(1))
+
+
+def test_a_pretraining_run(run: Path) -> None:
+    source = paths.artifact("pretrain", "dense_small")
+    torch.manual_seed(0)
+    decoder = build_decoder(
+        DecoderConfig(
+            vocabulary_size=270, hidden_size=32, layers=1, heads=2, key_value_heads=1, intermediate_size=32,
+            context_length=64, tie_embeddings=False, block="pre_norm", mixer="gqa", position="rope", feedforward="swiglu",
+            mixer_options={}, position_options={}, feedforward_options={}, embedding_deviation=1.0,
+        )
+    )  # fmt: skip
+    save_decoder(source, decoder)
+    save_tokenizer(source, load_tokenizer(paths.DATA))
+    make_base(configuration(source), "small")
+    assert not (base_folder("small") / "test.npy").exists(), "the prepared tokens are the model's own"
+    torch.testing.assert_close(load_decoder(base_folder("small"))(TOKENS).logits, decoder(TOKENS).logits)
+    assert 150 < quality()["perplexity"] < 600  # about the vocabulary's size: the weights are random
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_folder_with_a_transformers_checkpoint(run: Path, tied: bool) -> None:
+    source = run / "checkpoint"
+    vocabulary = tokenizer_folder(source)
+    model = llama(vocabulary, tie_word_embeddings=tied)
+    model.save_pretrained(source)
+    make_base(configuration(source), "small")
+    folder = base_folder("small")
+    with torch.no_grad():
+        torch.testing.assert_close(load_decoder(folder)(TOKENS).logits, model(TOKENS).logits, atol=1e-4, rtol=1e-4)
+    own, prepared = load_tokenizer(folder), load_tokenizer(paths.DATA)
+    assert own.vocabulary_size != prepared.vocabulary_size
+    ours, theirs = open_split(folder, "test"), open_split(paths.DATA, "test")
+    assert own.decode(ours.tolist()) == prepared.decode(theirs.tolist()), "the held-out text is the same"
+    ends = [int(np.sum(tokens == tokenizer.end_token_id)) for tokens, tokenizer in ((ours, own), (theirs, prepared))]
+    assert ends[0] == ends[1] > 0, "documents end where they ended"
+    assert set(quality()) == {"perplexity", "bits_per_byte", "task_loss", "task_accuracy"}
+
+
+def test_a_gguf_file(run: Path) -> None:
+    vocabulary = tokenizer_folder(run / "tokenizer")
+    model = llama(vocabulary, tie_word_embeddings=True)
+    write_gguf(run / "model.gguf", model, load_tokenizer(run / "tokenizer").backend)
+    make_base(configuration(run / "model.gguf"), "small")
+    with torch.no_grad():
+        torch.testing.assert_close(
+            load_decoder(base_folder("small"))(TOKENS).logits, model(TOKENS).logits, atol=1e-4, rtol=1e-4
+        )
+    text = "The quick fox, naïve: 1234."
+    assert load_tokenizer(base_folder("small")).encode([text]) == load_tokenizer(run / "tokenizer").encode([text])
+
+
+def write_gguf(path: Path, model: Any, backend: Any) -> None:
+    """Writes a Llama as llama.cpp's converter does, with rotary halves interleaved."""
+    gguf = pytest.importorskip("gguf")
+    shape = model.config
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(shape.num_hidden_layers)
+    writer.add_context_length(shape.max_position_embeddings)
+    writer.add_embedding_length(shape.hidden_size)
+    writer.add_feed_forward_length(shape.intermediate_size)
+    writer.add_head_count(shape.num_attention_heads)
+    writer.add_head_count_kv(shape.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(shape.rms_norm_eps)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(shape.vocab_size)
+    content = json.loads(backend.to_str())["model"]
+    tokens = sorted(backend.get_vocab(with_added_tokens=True), key=backend.get_vocab(with_added_tokens=True).get)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if token == "<|endoftext|>" else 1 for token in tokens])
+    writer.add_token_merges([" ".join(merge) for merge in content["merges"]])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(0)
+    names = {
+        "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
+        "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm",
+        "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+    }  # fmt: skip
+    for name, parameter in model.named_parameters():
+        tensor = parameter.detach().float()
+        inner = name.removeprefix("model.").removesuffix(".weight")
+        if inner.startswith("layers."):
+            _, layer, part = inner.split(".", 2)
+            if part in ("self_attn.q_proj", "self_attn.k_proj"):
+                heads = shape.num_attention_heads if "q_proj" in part else shape.num_key_value_heads
+                tensor = tensor.view(heads, 2, -1, tensor.shape[1]).transpose(1, 2).reshape(tensor.shape)
+            target = f"blk.{layer}.{names[part]}.weight"
+        else:
+            target = {"embed_tokens": "token_embd.weight", "norm": "output_norm.weight"}[inner]
+        writer.add_tensor(target, tensor.contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_other_families_are_refused_by_name(run: Path) -> None:
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    source = run / "neox"
+    vocabulary = tokenizer_folder(source)
+    GPTNeoXForCausalLM(
+        GPTNeoXConfig(
+            vocab_size=vocabulary, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+        )
+    ).save_pretrained(source)
+    with pytest.raises(ParameterError, match="models of type 'gpt_neox' cannot be read"):
+        make_base(configuration(source), "small")
+    assert not base_folder("small").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("hub: a/b\nrevision: main\n", r"base.yaml: revision: .*pattern.*the file's keys are hub, revision"),
+        ("package: no-such-package\nversion: '1'\nfile: a.gguf\nsha256: " + "a" * 64, "pip install no-such-package==1"),
+        ("package: pytest\nversion: 0.0.1\nfile: a.gguf\nsha256: " + "a" * 64, "is installed, but the file names"),
+        ("- 1\n", "the file: .*the file's keys are"),
+    ],
+)
+def test_unfit_descriptions(run: Path, content: str, message: str) -> None:
+    (run / "base.yaml").write_text(content)
+    with pytest.raises(ParameterError, match=message):
+        make_base(configuration("base.yaml"), "small")
+
+
+def test_damaged_and_unfit_checkpoints(run: Path) -> None:
+    source = run / "checkpoint"
+    vocabulary = tokenizer_folder(source)
+    with pytest.raises(ParameterError, match=r"is no checkpoint: it needs a config\.json"):
+        make_base(configuration(source), "small")
+    llama(vocabulary, max_position_embeddings=16).save_pretrained(source)
+    with pytest.raises(ParameterError, match=r"sequence_length.* is \d+, more than the 16 tokens"):
+        make_base(configuration(source), "small")
+    weights = source / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ArtifactError, match="cannot be loaded"):
+        make_base(configuration(source), "small")
+    (run / "broken.gguf").write_bytes(b"GGUF nonsense")
+    with pytest.raises(ArtifactError, match="cannot be loaded"):
+        make_base(configuration("broken.gguf"), "small")
+    assert not base_folder("small").exists()
+
+
+def test_no_code_of_a_checkpoint_is_run(run: Path) -> None:
+    source = run / "checkpoint"
+    vocabulary = tokenizer_folder(source)
+    llama(vocabulary).save_pretrained(source)
+    described = json.loads((source / "config.json").read_text())
+    described["auto_map"] = {"AutoModelForCausalLM": "evil.Evil", "AutoConfig": "evil.EvilConfig"}
+    (source / "config.json").write_text(json.dumps(described))
+    (source / "evil.py").write_text("raise SystemExit('run')\n")
+    make_base(configuration(source), "small")
+    assert (base_folder("small") / "model.safetensors").exists()
