@@ -11,40 +11,27 @@ to the libraries, CPU affinity, limits and namespaces (see `_identity`). `EFFICI
 """
 
 import contextlib
-import fcntl
 import hashlib
-import importlib
 import importlib.metadata
 import json
 import os
 import resource
-import selectors
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from types import FrameType
 
 SWITCH = "EFFICIENTLLM_PRELOAD"
-_IDLE_S = 120.0
 _LONGEST_RUNTIME_FOLDER = 60  # a socket's whole path may have 107 bytes
 _READY_S = 60.0
-_THREADS_END_S = 5.0
-_LIBRARIES = (
-    "torch",
-    "numpy",
-    "safetensors.torch",
-    "codecarbon",
-    "transformers",
-    "transformers.modeling_utils",
-)
 _DISTRIBUTIONS = ("torch", "numpy", "safetensors", "codecarbon", "transformers", "peft", "bitsandbytes")
 _PREFIXES = ("OMP_", "GOMP_", "MKL_", "KMP_", "OPENBLAS_", "CUDA_", "NVIDIA_", "NCCL_", "TORCH", "PYTORCH_", "TRITON_", "HF_",
              "TRANSFORMERS_", "BNB_", "BITSANDBYTES_", "CODECARBON_", "LD_", "PYTHON", "MALLOC_", "GLIBC_")  # fmt: skip
+_CODE = (Path(__file__), Path(__file__).with_name("preload_server.py"))
 _NAMESPACES = ("net", "mnt", "pid", "user", "cgroup")
 
 
@@ -139,7 +126,7 @@ def _identity() -> str:
             versions.append(f"{name}=={importlib.metadata.version(name)}")
     namespaces = [str(Path(f"/proc/self/ns/{name}").readlink()) for name in _NAMESPACES]
     inherited = {
-        "code": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
+        "code": [hashlib.sha256(path.read_bytes()).hexdigest() for path in _CODE],
         "interpreter": sys.executable,
         "versions": versions,
         "environment": sorted(f"{name}={value}" for name, value in os.environ.items() if name.startswith(_PREFIXES)),
@@ -169,186 +156,7 @@ def _start(folder: Path) -> None:
     # without this torch asks the CUDA driver itself whether there is a GPU, and a forked process cannot use it then
     environment = {**os.environ, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
     subprocess.Popen(
-        [sys.executable, "-c", f"from efficientllm.preload import serve; serve({str(folder)!r})"],
+        [sys.executable, "-c", f"from efficientllm.preload_server import serve; serve({str(folder)!r})"],
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=(folder / "log").open("wb"),
         start_new_session=True, env=environment,
     )  # fmt: skip
-
-
-def serve(folder: str) -> None:
-    """Imports the libraries, then forks a process for each request until none has come for two minutes."""
-    place = Path(folder)
-    with (place / "lock").open("wb") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return  # another server is there, or coming up
-        for name in _LIBRARIES:
-            importlib.import_module(name)
-        if not _has_cuda():
-            importlib.import_module("peft")  # it imports bitsandbytes, which initialises CUDA where it can
-        _detect_hardware()
-        if not _other_threads_end() or not _forked_process_can_compute():
-            (place / "refused").touch()
-            return
-        path = place / "socket"
-        path.unlink(missing_ok=True)
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-            listener.bind(str(path))
-            listener.listen()
-            try:
-                _Server(listener).run()
-            finally:
-                path.unlink(missing_ok=True)
-
-
-def _other_threads_end() -> bool:
-    """Waits for the threads that an import or the detection left behind: a process with threads must not fork."""
-    deadline = time.monotonic() + _THREADS_END_S
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread():
-            thread.join(max(0.0, deadline - time.monotonic()))
-    return threading.active_count() == 1
-
-
-def _detect_hardware() -> None:
-    """Lets CodeCarbon find out what machine this is, which takes seconds; forked processes inherit what it found.
-
-    With a GPU it would open NVML, which does not survive a fork: there each cell detects the hardware itself.
-    """
-    if not Path("/proc/driver/nvidia").exists():
-        from efficientllm.measurement.energy import offline_tracker
-
-        tracker = offline_tracker("USA")
-        tracker.start_task("detect")
-        tracker.stop_task("detect")
-
-
-def _has_cuda() -> bool:
-    import torch
-
-    return torch.cuda.is_available()  # asks NVML and leaves CUDA alone, see `_start`
-
-
-def _forked_process_can_compute() -> bool:
-    """Tries a forked process on the GPU: had an import initialised CUDA here, none of them could use it."""
-    if not _has_cuda():
-        return True
-    pid = os.fork()
-    if pid == 0:
-        import torch
-
-        code = 1
-        try:
-            torch.zeros(1, device="cuda").cpu()
-            code = 0
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-
-
-class _Server:
-    def __init__(self, listener: socket.socket) -> None:
-        self._listener = listener
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(listener, selectors.EVENT_READ)
-        self._children: dict[int, tuple[socket.socket, int]] = {}  # pidfd: (connection, pid)
-
-    def run(self) -> None:
-        while True:
-            events = self._selector.select(timeout=None if self._children else _IDLE_S)
-            if not events:
-                return
-            for key, _ in events:
-                if key.fileobj is self._listener:
-                    self._fork()
-                elif isinstance(key.fileobj, socket.socket):
-                    self._pass_signal(key.fileobj)
-                else:
-                    self._reap(int(key.fd))
-
-    def _fork(self) -> None:
-        connection, _ = self._listener.accept()
-        header, descriptors, _, _ = socket.recv_fds(connection, 8, 3)
-        content = b""
-        while len(header) == 8 and len(content) < int.from_bytes(header, "big"):
-            received = connection.recv(1 << 16)
-            if not received:
-                break
-            content += received
-        pid = os.fork() if len(descriptors) == 3 and content else -1
-        if pid == 0:
-            self._listener.close()
-            _become(json.loads(content), descriptors)
-        for descriptor in descriptors:
-            os.close(descriptor)
-        if pid < 0:
-            connection.close()
-            return
-        handle = os.pidfd_open(pid)
-        self._children[handle] = (connection, pid)
-        self._selector.register(handle, selectors.EVENT_READ)
-        self._selector.register(connection, selectors.EVENT_READ, data=pid)
-
-    def _pass_signal(self, connection: socket.socket) -> None:
-        """Passes a signal on; a stage that is gone (kill -9) takes its cell with it."""
-        pid = next(pid for other, pid in self._children.values() if other is connection)
-        try:
-            received = connection.recv(1)
-        except OSError:
-            received = b""
-        if not received:
-            self._selector.unregister(connection)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(pid, received[0] if received else signal.SIGKILL)
-
-    def _reap(self, handle: int) -> None:
-        connection, pid = self._children.pop(handle)
-        _, status = os.waitpid(pid, 0)
-        self._selector.unregister(handle)
-        os.close(handle)
-        with contextlib.suppress(KeyError):
-            self._selector.unregister(connection)
-        code = os.waitstatus_to_exitcode(status)
-        with contextlib.suppress(OSError):
-            connection.sendall((128 - code if code < 0 else code).to_bytes(4, "big", signed=True))
-        connection.close()
-
-
-def _become(request: dict[str, object], descriptors: list[int]) -> None:
-    """Turns the forked process into the stage that was asked for; does not return."""
-    import runpy
-    import traceback
-
-    os.setsid()
-    # whoever started the server may have had it ignore them, as shells do for what runs in the background
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    for target, descriptor in enumerate(descriptors):
-        os.dup2(descriptor, target)
-        os.close(descriptor)
-    os.chdir(str(request["directory"]))
-    environment = {str(name): str(value) for name, value in dict(request["environment"]).items()}  # type: ignore[call-overload]
-    os.environ.clear()
-    os.environ.update(environment | {SWITCH: "0"})
-    arguments = [str(argument) for argument in request["arguments"]]  # type: ignore[attr-defined]
-    sys.argv = [str(request["module"]), *arguments]
-    sys.path[0] = str(request["directory"])
-    sys.stdin = os.fdopen(0, "r")
-    sys.stdout = os.fdopen(1, "w", buffering=1)
-    sys.stderr = os.fdopen(2, "w", buffering=1)
-    for name in [name for name in sys.modules if name.split(".")[0] in ("efficientllm", "stages")]:
-        del sys.modules[name]
-    importlib.invalidate_caches()
-    code = 1
-    try:
-        runpy.run_module(str(request["module"]), run_name="__main__", alter_sys=True)
-        code = 0
-    except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except BaseException:  # noqa: BLE001 - the forked process must end here, whatever happened
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
