@@ -21,6 +21,7 @@ class Metric:
         description: What it is and how it is computed, in one or two sentences.
         ranked_on: Axes on which the ranking table ranks it.
         shown_on: Further axes on which it is measured and shown, but not ranked.
+        derived_on: Axes on which it follows from several cells, so that no single record holds it; shown, not ranked.
     """
 
     key: str
@@ -31,6 +32,7 @@ class Metric:
     description: str
     ranked_on: tuple[str, ...] = ()
     shown_on: tuple[str, ...] = ()
+    derived_on: tuple[str, ...] = ()
 
     @property
     def measured_on(self) -> tuple[str, ...]:
@@ -132,6 +134,12 @@ METRICS: tuple[Metric, ...] = (
         "energy_per_token", "EPT", "Energy per token", "J/token", "lower",
         "Joules per training token (pretraining, tuning) or per generated token (quantization).",
         ranked_on=_ALL,
+    ),
+    Metric(
+        "energy_to_lora_loss", "E/LoRA", "Energy to LoRA's loss", "J", "lower",
+        "Joules of the training run until its validation loss is as low as LoRA's at the end of its run, between two "
+        "evaluations by interpolation.",
+        derived_on=("tune",),
     ),
     Metric(
         "model_compression_rate", "MCR", "Model compression rate", "x", "higher",

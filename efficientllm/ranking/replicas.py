@@ -5,12 +5,15 @@ from pathlib import Path
 
 from efficientllm import paths
 from efficientllm.config import Configuration
+from efficientllm.ranking.derived import with_energy_to_loss
 from efficientllm.ranking.results import read_records
 from efficientllm.records import Record, Replica, read_replica
 
 
 def read_run(configuration: Configuration, root: Path = Path()) -> dict[tuple[str, str], Record]:
-    """Reads the records of all declared cells; where a cell was replicated, its quality is that of all its seeds.
+    """Reads the records of all declared cells, and works in what several cells tell together.
+
+    Where a cell was replicated, its quality is that of all its seeds.
 
     Args:
         configuration: The run's parameters.
@@ -29,7 +32,7 @@ def read_run(configuration: Configuration, root: Path = Path()) -> dict[tuple[st
     for axis, cell in cells if replicas.seeds else []:
         found = [read_replica(root / paths.replica(axis, cell, seed)) for seed in replicas.seeds]
         records[axis, cell] = over_seeds(records[axis, cell], found)
-    return records
+    return with_energy_to_loss(records, root)
 
 
 def over_seeds(record: Record, replicas: Sequence[Replica]) -> Record:

@@ -108,7 +108,9 @@ def tabulate(rows: Iterable[registry.Row], records: dict[tuple[str, str], Record
         _result(row, records[row.axis, row.cell], entry)
         for row in rows
         for entry in metrics.METRICS
-        if row.axis in entry.measured_on or entry.key in records[row.axis, row.cell].metrics
+        if row.axis in entry.measured_on
+        or entry.key in records[row.axis, row.cell].metrics
+        or entry.key in records[row.axis, row.cell].missing
     ]
 
 

@@ -11,8 +11,8 @@ from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from efficientllm.reporting.evidence import Curve
 from efficientllm.reporting.text import DASH
+from efficientllm.telemetry import Curve
 
 # matplotlib draws in placeholder colours, which become the page's variables
 _INK, _MUTED, _RULE = "#010101", "#010102", "#010103"

@@ -13,9 +13,10 @@ from efficientllm.ranking.normalize import FLOOR
 from efficientllm.ranking.results import AVERAGE_RANK
 from efficientllm.ranking.tiers import tier_bounds
 from efficientllm.reporting import appendix, summary, tables
-from efficientllm.reporting.evidence import Curve, Evidence
+from efficientllm.reporting.evidence import Evidence
 from efficientllm.reporting.machine import machine_facts
 from efficientllm.reporting.text import DASH, identifier, number
+from efficientllm.telemetry import Curve
 
 
 def render(evidence: Evidence) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from efficientllm.files import whole_directory, write_json, write_text
+from efficientllm.telemetry import CURVE_FILE, RUN_FILE
 from efficientllm.training.checkpoint import Progress
 
 CURVE_COLUMNS = ("step", "tokens", "loss", "validation_loss", "learning_rate", "seconds", "joules")
@@ -29,7 +30,7 @@ def write_telemetry(folder: Path, progress: Progress, tokens_per_step: float, ha
         writer.writeheader()
         for row in progress.curve:
             writer.writerow({"tokens": round(row["step"] * tokens_per_step), **row})
-        write_text(temporary / "curve.csv", text.getvalue())
+        write_text(temporary / CURVE_FILE, text.getvalue())
         summary = {
             "steps": progress.step,
             "seconds": progress.seconds,
@@ -37,4 +38,4 @@ def write_telemetry(folder: Path, progress: Progress, tokens_per_step: float, ha
             "resumed": progress.resumed,
             "hardware": hardware,
         }
-        write_json(temporary / "run.json", summary)
+        write_json(temporary / RUN_FILE, summary)

@@ -11,7 +11,9 @@ from efficientllm import config, metrics, paths
 from efficientllm.data.manifest import write_manifest
 from efficientllm.files import write_json, write_text
 from efficientllm.ranking import results as ranking_results
+from efficientllm.ranking.replicas import read_run
 from efficientllm.records import Record, write_record
+from efficientllm.telemetry import CURVE_FILE, RUN_FILE
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -122,7 +124,10 @@ def make_run(root: Path, change: Callable[[Record], Record] = lambda record: rec
         technique = row.cell if row.axis == "pretrain" else row.technique
         write_record(root / paths.record(row.axis, row.cell), change(make_record(row.axis, row.cell, technique, size)))
         if row.axis != "quantize":
-            write_text(root / paths.telemetry(row.axis, row.cell) / "curve.csv", make_curve(row.axis, row.cell))
+            folder = root / paths.telemetry(row.axis, row.cell)
+            write_text(folder / CURVE_FILE, make_curve(row.axis, row.cell))
+            hardware = {"device": "AMD EPYC 7B13", "energy_method": "CodeCarbon, CPU", "energy_source": "modelled"}
+            write_json(folder / RUN_FILE, {"hardware": hardware})
     write_json(root / paths.HARDWARE, make_hardware())
     make_manifest(root / paths.DATA)
     write_results(root)
@@ -174,8 +179,8 @@ def make_manifest(folder: Path) -> None:
 
 def write_results(root: Path) -> None:
     """Does what the `normalize` stage does, for a run in another folder."""
-    rows = config.load(root).rows()
-    table = ranking_results.tabulate(rows, ranking_results.read_records(rows, root))
+    configuration = config.load(root)
+    table = ranking_results.tabulate(configuration.rows(), read_run(configuration, root))
     folder = root / paths.RESULTS
     write_text(folder / ranking_results.RESULTS_FILE, ranking_results.to_csv(table, ranking_results.Result))
     ranking = ranking_results.rank(table)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from efficientllm.reporting.evidence import Curve
 from efficientllm.reporting.figures import Bars, Panel, normalized_bars, thinned, training_curves
+from efficientllm.telemetry import Curve
 
 
 @given(st.lists(st.none() | st.floats(0, 20), max_size=700))
