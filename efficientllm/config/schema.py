@@ -145,7 +145,8 @@ class TrainingSettings(Section):
         default="auto", description="compile each block by torch.compile; auto does so on a GPU"
     )
     recompute_activations: bool = Field(
-        default=False, description="recompute each block's activations in the backward pass, for memory at the cost of time"
+        default=False,
+        description="recompute each block's activations in the backward pass, for memory at the cost of time",
     )
     optimizer: Literal["adamw", "adamw_8bit"] = Field(
         default="adamw", description="torch's fused AdamW, or bitsandbytes' with 8-bit states, which needs a GPU"

@@ -60,7 +60,10 @@ def build_optimizer(
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
     """Bytes of what an optimizer keeps beside the weights; complete after its first step."""
     return sum(
-        value.nbytes for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)
+        value.nbytes
+        for state in optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, torch.Tensor)
     )
 
 

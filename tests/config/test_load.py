@@ -126,5 +126,7 @@ def test_yaml_1_1_and_1_2_readers_agree() -> None:
 def test_replicas_of_what_the_run_leaves_out(project: Path) -> None:
     change(project / "params.yaml", "replicas.seeds", [1])
     change(project / "params.yaml", "replicas.architectures", ["mha"])
-    with pytest.raises(ParameterError, match=r"replicas\.architectures names 'mha', which `architectures` in params\.yaml"):
+    with pytest.raises(
+        ParameterError, match=r"replicas\.architectures names 'mha', which `architectures` in params\.yaml"
+    ):
         config.load(project)
