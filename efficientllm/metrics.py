@@ -151,6 +151,9 @@ METRICS: tuple[Metric, ...] = (
 
 _BY_KEY = {metric.key: metric for metric in METRICS}
 
+QUALITY: tuple[str, ...] = ("perplexity", "bits_per_byte", "task_loss", "task_accuracy")
+"""Metrics that only a trained model has."""
+
 PERFORMANCE: dict[str, str] = {"pretrain": "perplexity", "tune": "task_loss", "quantize": "task_accuracy"}
 """The metric that stands in the Performance column of each axis."""
 

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from efficientllm import paths
-from efficientllm.bases.sources import is_own_checkpoint, open_checkpoint
+from efficientllm.bases.sources import is_own_checkpoint, open_checkpoint, random_shape
 from efficientllm.config import Configuration
 from efficientllm.data.packing import open_split, write_split
 from efficientllm.data.tokenizer import (
     CONFIG_FILE,
     TOKENIZER_FILE,
     TextTokenizer,
+    copy_tokenizer,
     load_tokenizer,
     save_tokenizer,
 )
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 HELD_OUT = "test"
+RANDOM = "not measured: random weights"
+"""Why a model that was never trained has no quality."""
 
 
 def base_folder(size: str) -> Path:
@@ -43,12 +46,15 @@ def make_base(configuration: Configuration, size: str) -> None:
         ArtifactError: The source is damaged.
     """
     from efficientllm.models.imports import from_transformers
-    from efficientllm.models.weights import read_config, save_decoder
+    from efficientllm.models.weights import has_random_weights, read_config, save_decoder, save_random
 
     source = Path(configuration.parameters.bases[size])
     with whole_directory(base_folder(size)) as folder:
         if is_own_checkpoint(source):
             shutil.copytree(source, folder, dirs_exist_ok=True, ignore=_only_the_model)
+        elif (shape := random_shape(source)) is not None:
+            save_random(folder, shape, configuration.parameters.seed)
+            copy_tokenizer(paths.DATA, folder)
         else:
             model, tokenizer = open_checkpoint(source)
             save_decoder(folder, from_transformers(model))
@@ -56,7 +62,8 @@ def make_base(configuration: Configuration, size: str) -> None:
         _check_lengths(configuration, read_config(folder).context_length, source)
         if file_hash(folder / TOKENIZER_FILE) != file_hash(paths.DATA / TOKENIZER_FILE):
             write_split(folder, HELD_OUT, _encoded_anew(load_tokenizer(folder)))
-    write_json(paths.base_quality(size), _quality(configuration, size))
+    untrained = has_random_weights(base_folder(size))
+    write_json(paths.base_quality(size), {"reason": RANDOM} if untrained else _quality(configuration, size))
 
 
 def _quality(configuration: Configuration, size: str) -> dict[str, Any]:
@@ -80,10 +87,10 @@ def _quality(configuration: Configuration, size: str) -> dict[str, Any]:
 def _only_the_model(folder: str, names: list[str]) -> set[str]:
     """Leaves out whatever else a run's folder holds, such as the models of further seeds."""
     from efficientllm.models.weights import CONFIG_FILE as MODEL_CONFIG
-    from efficientllm.models.weights import WEIGHTS_FILE
+    from efficientllm.models.weights import RANDOM_FILE, WEIGHTS_FILE
 
     del folder
-    return set(names) - {MODEL_CONFIG, WEIGHTS_FILE, TOKENIZER_FILE, CONFIG_FILE}
+    return set(names) - {MODEL_CONFIG, WEIGHTS_FILE, RANDOM_FILE, TOKENIZER_FILE, CONFIG_FILE}
 
 
 def _text_tokenizer(tokenizer: "PreTrainedTokenizerBase", source: Path) -> TextTokenizer:

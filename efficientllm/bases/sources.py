@@ -5,20 +5,22 @@ A source is a path, so that DVC can watch it:
 - the folder of a pretraining run of ours;
 - a folder with a Transformers checkpoint (`config.json`, safetensors, tokenizer);
 - a `.gguf` file, whose quantized weights are expanded;
-- a `.yaml` file that names a model of the Hugging Face hub at a pinned revision (`hub`, `revision`), or a file that an
-  installed Python package ships (`package`, `version`, `file`).
+- a `.yaml` file that names a model of the Hugging Face hub at a pinned revision (`hub`, `revision`), a file that an
+  installed Python package ships (`package`, `version`, `file`, `sha256`), or the shape of a model whose weights are
+  random (`shape`).
 """
 
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, ValidationError
 
 from efficientllm.config.load import read_yaml
 from efficientllm.config.schema import Section
 from efficientllm.errors import ArtifactError, ParameterError
 from efficientllm.files import file_hash, read_json
+from efficientllm.models.config import DecoderConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -38,6 +40,34 @@ class PackagedFile(Section):
     version: str = Field(min_length=1)
     file: str = Field(pattern=r"\.gguf$")
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class RandomModel(Section):
+    """A shape of which the efficiency alone is of interest: all fields of `DecoderConfig`."""
+
+    shape: dict[str, Any]
+
+
+_KINDS: dict[str, type[HubModel | PackagedFile | RandomModel]] = {
+    "hub": HubModel, "package": PackagedFile, "shape": RandomModel,
+}  # fmt: skip
+
+
+def random_shape(source: Path) -> DecoderConfig | None:
+    """Returns the shape that a source describes in place of a checkpoint, or None where it names a checkpoint.
+
+    Raises:
+        ParameterError: The description is incomplete.
+    """
+    if source.suffix != ".yaml":
+        return None
+    described = _description(source)
+    if not isinstance(described, RandomModel):
+        return None
+    try:
+        return DecoderConfig.from_dict({"embedding_deviation": 0.02, "norm_epsilon": 1e-6, **described.shape})
+    except ArtifactError as error:
+        raise ParameterError(f"{source}: {error}") from None
 
 
 def is_own_checkpoint(source: Path) -> bool:
@@ -67,6 +97,7 @@ def open_checkpoint(source: Path) -> tuple["PreTrainedModel", "PreTrainedTokeniz
         described = _description(source)
         if isinstance(described, HubModel):
             return _load(described.hub, str(source), revision=described.revision)
+        assert isinstance(described, PackagedFile), "a shape has no checkpoint"
         source = _packaged(described, source)
     if source.suffix == ".gguf":
         if not source.is_file():
@@ -80,19 +111,19 @@ def open_checkpoint(source: Path) -> tuple["PreTrainedModel", "PreTrainedTokeniz
     return _load(str(source), str(source), local_files_only=True)
 
 
-def _description(source: Path) -> HubModel | PackagedFile:
+def _description(source: Path) -> HubModel | PackagedFile | RandomModel:
     content = read_yaml(source)
-    kind: type[HubModel] | type[PackagedFile] = (
-        PackagedFile if isinstance(content, dict) and "package" in content else HubModel
-    )
+    named = [name for name in _KINDS if isinstance(content, dict) and name in content]
+    if len(named) != 1:
+        raise ParameterError(f"{source} names none, or several, of {', '.join(_KINDS)}: exactly one says what it is")
+    kind = _KINDS[named[0]]
     try:
-        described: HubModel | PackagedFile = TypeAdapter(kind).validate_python(content)
+        return kind.model_validate(content)
     except ValidationError as error:
         fault = error.errors()[0]
-        where = ".".join(map(str, fault["loc"])) or "the file"
+        where = ".".join(map(str, fault["loc"]))
         known = ", ".join(kind.model_fields)
         raise ParameterError(f"{source}: {where}: {fault['msg']}; the file's keys are {known}") from None
-    return described
 
 
 def _packaged(described: PackagedFile, source: Path) -> Path:

@@ -110,6 +110,9 @@ class Shape(Section):
     intermediate_size: int = Field(ge=8)
     context_length: int = Field(ge=8)
     tie_embeddings: bool
+    vocabulary_size: int | None = Field(
+        default=None, ge=2, description="rows of the embedding where it has more than the tokenizer has entries"
+    )
     embedding_deviation: float = Field(gt=0, description="standard deviation of the embedding's initial weights")
 
 
@@ -215,6 +218,9 @@ class MeasureSettings(Section):
 class Profile(Section):
     """profiles/<profile>.yaml."""
 
+    random_weights: bool = Field(
+        description="train nothing: models keep their initial weights, and their efficiency alone is measured"
+    )
     data: DataSettings
     models: dict[str, Shape] = Field(min_length=1)
     architectures: dict[str, ArchitectureSettings] = Field(min_length=1)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from efficientllm import metrics, paths, registry
-from efficientllm.bases.base import base_folder
+from efficientllm.bases.base import RANDOM, base_folder
 from efficientllm.config import Configuration
 from efficientllm.device import select_device
 from efficientllm.errors import CellFailure
@@ -72,9 +72,9 @@ def measure_cell(configuration: Configuration, axis: registry.Axis, cell: str) -
         findings.kernels, status="ok", model=findings.model, metrics=findings.values, missing=findings.missing,
         information=findings.information,
     )  # fmt: skip
-    primary = findings.values[metrics.PERFORMANCE[axis]]
-    print(f"{axis}@{cell}: {metrics.PERFORMANCE[axis]} {primary.value:.4g}, "
-          f"{findings.values['energy_per_token'].value:.3g} J/token ({findings.values['energy_per_token'].source})")  # fmt: skip
+    key, energy = metrics.PERFORMANCE[axis], findings.values["energy_per_token"]
+    quality = f"{key} {findings.values[key].value:.4g}" if key in findings.values else findings.missing[key]
+    print(f"{axis}@{cell}: {quality}; {energy.value:.3g} J/token ({energy.source})")
 
 
 def _measure(configuration: Configuration, axis: registry.Axis, cell: str) -> Findings:
@@ -94,8 +94,7 @@ def _measure(configuration: Configuration, axis: registry.Axis, cell: str) -> Fi
         trained = train(configuration, axis, cell, meter, memory, device)
         gc.collect()
     decoder = subjects.load(configuration, axis, cell, device)
-    trainable, optimizer_bytes = (0, None) if trained is None else (trained.trainable, trained.optimizer_bytes)
-    facts = subjects.facts(configuration, axis, cell, decoder, trainable, optimizer_bytes)
+    facts = subjects.facts(configuration, axis, cell, decoder, None if trained is None else trained.state)
     kernels = decoder.kernels(device) if trained is None else trained.kernels
     findings = Findings(facts, kernels, information=information)
     if trained is not None:
@@ -119,6 +118,9 @@ def _quality(
 ) -> np.ndarray | None:
     """Evaluates the model; returns whether each test example was answered rightly, None where there is no task."""
     wanted = {entry.key for entry in metrics.measured_metrics(axis)}
+    if configuration.profile.random_weights:
+        findings.missing |= {key: RANDOM for key in metrics.QUALITY if key in wanted}
+        return None
     base = None if axis == "pretrain" else base_folder(size)
     values, _ = perplexity_values(configuration, decoder, device, base)
     correct = None

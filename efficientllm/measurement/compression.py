@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from efficientllm import registry
-from efficientllm.bases.base import base_folder
+from efficientllm.bases.base import RANDOM, base_folder
 from efficientllm.config import Configuration
 from efficientllm.measurement import subjects
 from efficientllm.measurement.findings import Findings
@@ -36,10 +36,13 @@ def compression_values(
     stored = findings.model.bytes_on_disk
     size = subjects.identity(configuration, axis, cell)[1]
     if axis == "tune":
-        whole = subjects.base_bytes(size)
+        whole = subjects.base_bytes(configuration, size)
         findings.values[key] = single(
             key, whole / stored, method="bytes of the base's weights over bytes that the method stores"
         )
+        return
+    if configuration.profile.random_weights:
+        findings.missing[key] = RANDOM
         return
     original = subjects.reference(configuration, size, device)
     _, _, reference = task_values(configuration, original, device, base_folder(size))

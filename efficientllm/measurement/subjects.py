@@ -1,6 +1,7 @@
 """The models that are measured: how each axis' cells are identified, loaded, trained on, and weighed."""
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from efficientllm.errors import ArtifactError
 from efficientllm.measurement.safetensors_header import tensor_bytes
 from efficientllm.models.accounting import cache_bytes_per_token, count_parameters, flops_per_token, mean_causal_context
 from efficientllm.models.decoder import Decoder
-from efficientllm.models.weights import load_decoder
+from efficientllm.models.weights import has_random_weights, load_decoder, read_config
 from efficientllm.quantization.quantize import load_quantized, tuned_folder
 from efficientllm.records import ModelFacts
 from efficientllm.training.pretrain import pretraining_trainer
 from efficientllm.training.trainer import Trainer
+from efficientllm.tuning.method import tuning_method
 from efficientllm.tuning.tune import load_tuned, prepare_model, tuning_trainer
 
 
@@ -63,13 +65,23 @@ def trainer(configuration: Configuration, axis: registry.Axis, cell: str, device
     return tuning_trainer(configuration, technique, size, model, device)
 
 
+@dataclass(frozen=True)
+class TrainingState:
+    """What the training of a cell moves and holds.
+
+    Args:
+        parameters: Parameters that are trained.
+        parameter_bytes: Their bytes.
+        optimizer_bytes: What the optimizer keeps beside them.
+    """
+
+    parameters: int
+    parameter_bytes: int
+    optimizer_bytes: int
+
+
 def facts(
-    configuration: Configuration,
-    axis: registry.Axis,
-    cell: str,
-    decoder: Decoder,
-    trainable: int,
-    optimizer_bytes: int | None,
+    configuration: Configuration, axis: registry.Axis, cell: str, decoder: Decoder, state: TrainingState | None
 ) -> ModelFacts:
     """Counts parameters, bytes and operations of a cell's model.
 
@@ -78,21 +90,31 @@ def facts(
         axis: The cell's axis.
         cell: The cell's name.
         decoder: The model as it is served.
-        trainable: Parameters that the cell's training moves; 0 where it is not trained.
-        optimizer_bytes: What its optimizer keeps beside them; None where it is not trained.
+        state: What its training moves; None where it is not trained.
     """
     counts = count_parameters(decoder.config)
     element = decoder.embed_tokens.weight.element_size()
     return ModelFacts(
         parameters_total=counts.total,
         parameters_active=counts.active,
-        parameters_trainable=trainable,
-        bytes_on_disk=stored_bytes(paths.artifact(axis, cell)),
+        parameters_trainable=0 if state is None else state.parameters,
+        bytes_on_disk=_bytes_on_disk(configuration, axis, cell, decoder, state),
         bytes_in_memory=bytes_in_memory(decoder),
+        bytes_optimizer=None if state is None else state.optimizer_bytes,
         cache_bytes_per_token=cache_bytes_per_token(decoder.config, element),
-        bytes_optimizer=optimizer_bytes,
         flops_per_token=_flops(configuration, axis, decoder),
     )
+
+
+def _bytes_on_disk(
+    configuration: Configuration, axis: registry.Axis, cell: str, decoder: Decoder, state: TrainingState | None
+) -> int:
+    """Bytes of the stored tensors; with random weights, of those that would be stored."""
+    if not configuration.profile.random_weights:
+        return stored_bytes(paths.artifact(axis, cell))
+    if axis == "tune" and state is not None:
+        return state.parameter_bytes * tuning_method(identity(configuration, axis, cell)[0]).stored_per_trained
+    return bytes_in_memory(decoder)
 
 
 def _flops(configuration: Configuration, axis: registry.Axis, decoder: Decoder) -> float:
@@ -118,9 +140,13 @@ def stored_bytes(folder: Path) -> int:
     return sum(tensor_bytes(path) for path in files)
 
 
-def base_bytes(size: str) -> int:
-    """Bytes of the full weights that a size is tuned from."""
-    return stored_bytes(base_folder(size))
+def base_bytes(configuration: Configuration, size: str) -> int:
+    """Bytes of the full weights that a size is tuned from, or would be stored where they are random."""
+    folder = base_folder(size)
+    if has_random_weights(folder):
+        element: int = getattr(torch, configuration.profile.tune.base_type).itemsize
+        return count_parameters(read_config(folder)).total * element
+    return stored_bytes(folder)
 
 
 def bytes_in_memory(module: nn.Module) -> int:

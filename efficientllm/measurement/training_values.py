@@ -27,8 +27,7 @@ class Trained:
     result: WorkloadResult
     tokens: int
     samples: int
-    trainable: int
-    optimizer_bytes: int
+    state: subjects.TrainingState
     dtype: str
     kernels: dict[str, str]
 
@@ -45,14 +44,17 @@ def train(
     trainer = _repeating(subjects.trainer(configuration, axis, cell, device))
     workload = _workload(trainer)
     result = measure_workload(workload, configuration.profile.measure, meter, memory)
-    trainable = sum(parameter.numel() for parameter in trainer.task.model.parameters() if parameter.requires_grad)
+    trained = [parameter for parameter in trainer.task.model.parameters() if parameter.requires_grad]
     dtype = str(trainer.autocast or torch.float32).removeprefix("torch.")
     return Trained(
         result=result,
         tokens=workload.tokens_per_call,
         samples=workload.samples_per_call,
-        trainable=trainable,
-        optimizer_bytes=state_bytes(trainer.optimizer),
+        state=subjects.TrainingState(
+            parameters=sum(parameter.numel() for parameter in trained),
+            parameter_bytes=sum(parameter.nbytes for parameter in trained),
+            optimizer_bytes=state_bytes(trainer.optimizer),
+        ),
         dtype=dtype,
         kernels=trainer.kernels(),
     )
@@ -110,7 +112,7 @@ def training_values(
     put("sample_throughput", [trained.samples / value for value in seconds])
     key = "model_flops_utilization"
     peak = peak_flops(meter.device_name, trained.dtype)
-    if axis == "tune" and trained.trainable < findings.model.parameters_total:
+    if axis == "tune" and trained.state.parameters < findings.model.parameters_total:
         findings.missing[key] = "a partly frozen model skips part of the backward pass: its operations are not counted"
     elif peak is None:
         findings.missing[key] = f"no dense {trained.dtype} peak is known for {meter.device_name}"

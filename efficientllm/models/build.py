@@ -56,7 +56,11 @@ def decoder_config(
     Raises:
         ParameterError: A component, an option or the shape is unfit, or no width matches.
     """
-    sizes: dict[str, Any] = {**shape.model_dump(), "vocabulary_size": vocabulary_size}
+    if shape.vocabulary_size is not None and shape.vocabulary_size < vocabulary_size:
+        raise ParameterError(
+            f"vocabulary_size of the size is {shape.vocabulary_size}, but the tokenizer has {vocabulary_size} entries"
+        )
+    sizes: dict[str, Any] = {**shape.model_dump(), "vocabulary_size": shape.vocabulary_size or vocabulary_size}
     tied = shape.tie_embeddings if settings.tie_embeddings is None else settings.tie_embeddings
     dense = DecoderConfig(**{**sizes, **_DENSE}, mixer_options={}, position_options={}, feedforward_options={})
     config = replace(

@@ -17,7 +17,7 @@ from efficientllm.errors import ArtifactError, ParameterError
 from efficientllm.models.cache import DecodingCache
 from efficientllm.models.config import DecoderConfig
 from efficientllm.models.decoder import Decoder
-from efficientllm.models.weights import MODEL_TYPE
+from efficientllm.models.weights import MODEL_TYPE, load_decoder
 
 _IGNORED_LABEL = -100
 
@@ -137,6 +137,20 @@ class EfficientLLMForCausalLM(PreTrainedModel, GenerationMixin):
                 first = sorted(str(key) for key in found[fault])[0]
                 raise ArtifactError(f"{path}: {fault.replace('_keys', '')} weight {first}: run `dvc repro` again")
         return (model, found) if wants_information else model
+
+    @classmethod
+    def from_folder(cls, folder: Path, *, device: Any, dtype: torch.dtype) -> "EfficientLLMForCausalLM":
+        """Loads what `save_decoder` or `save_random` wrote, or `save_pretrained`.
+
+        Raises:
+            ArtifactError: A file is missing or damaged.
+        """
+        decoder = load_decoder(folder, device=device, dtype=dtype)
+        config = EfficientLLMConfig(**decoder.config.to_dict(), dtype=dtype)
+        with torch.device("meta"):
+            model = cls(config)
+        model.decoder = decoder
+        return model
 
     def _init_weights(self, module: nn.Module) -> None:
         """Does nothing: the decoder draws its weights when it is built."""

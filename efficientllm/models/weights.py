@@ -7,6 +7,7 @@ import torch
 
 from efficientllm.errors import ArtifactError
 from efficientllm.files import read_json, write_bytes, write_json
+from efficientllm.models.build import build_decoder
 from efficientllm.models.config import DecoderConfig
 from efficientllm.models.decoder import Decoder
 
@@ -14,6 +15,7 @@ MODEL_TYPE = "efficientllm"
 ARCHITECTURE = "EfficientLLMForCausalLM"
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+RANDOM_FILE = "random-weights.json"
 
 _PREFIX = "decoder."
 _REMEDY = "run `dvc repro`, or `dvc checkout` where it is in the cache"
@@ -34,10 +36,34 @@ def save_decoder(folder: Path, decoder: Decoder) -> None:
     tensors = {
         _PREFIX + name: tensor.detach().cpu().contiguous() for name, tensor in sorted(decoder.state_dict().items())
     }
-    dtype = str(decoder.embed_tokens.weight.dtype).removeprefix("torch.")
-    description = {"model_type": MODEL_TYPE, "architectures": [ARCHITECTURE], "dtype": dtype}
-    write_json(folder / CONFIG_FILE, {**description, **decoder.config.to_dict()})
+    _write_config(folder, decoder.config, decoder.embed_tokens.weight.dtype)
     write_bytes(folder / WEIGHTS_FILE, save(tensors, metadata={"format": "pt"}))
+
+
+def save_random(folder: Path, config: DecoderConfig, seed: int) -> None:
+    """Writes a decoder whose weights are drawn anew whenever it is loaded, so that a large one takes no room.
+
+    Args:
+        folder: Existing or new folder.
+        config: The decoder's description.
+        seed: Seed of the draw.
+    """
+    _write_config(folder, config, torch.float32)
+    write_json(folder / RANDOM_FILE, {"seed": seed})
+
+
+def has_random_weights(folder: Path) -> bool:
+    """Says whether a folder holds a decoder that was never trained, see `save_random`."""
+    return (folder / RANDOM_FILE).exists()
+
+
+def _write_config(folder: Path, config: DecoderConfig, dtype: torch.dtype) -> None:
+    description = {
+        "model_type": MODEL_TYPE,
+        "architectures": [ARCHITECTURE],
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+    write_json(folder / CONFIG_FILE, {**description, **config.to_dict()})
 
 
 def read_config(folder: Path) -> DecoderConfig:
@@ -64,7 +90,7 @@ def load_decoder(folder: Path, *, device: Any = "cpu", dtype: torch.dtype | None
     """Loads a stored decoder.
 
     Args:
-        folder: What `save_decoder` or Transformers' `save_pretrained` wrote.
+        folder: What `save_decoder`, `save_random` or Transformers' `save_pretrained` wrote.
         device: Where to put it.
         dtype: Type of the weights; by default the stored one.
 
@@ -75,6 +101,10 @@ def load_decoder(folder: Path, *, device: Any = "cpu", dtype: torch.dtype | None
     from safetensors.torch import load_file
 
     config = read_config(folder)
+    if has_random_weights(folder):
+        with torch.random.fork_rng():
+            torch.manual_seed(read_json(folder / RANDOM_FILE)["seed"])
+            return build_decoder(config, device=device, dtype=dtype)
     path = folder / WEIGHTS_FILE
     if not path.is_file():
         raise ArtifactError(f"{path} is missing: {_REMEDY}")

@@ -14,11 +14,12 @@ from efficientllm.files import file_hash, whole_directory
 from efficientllm.models.build import build_decoder, decoder_config
 from efficientllm.models.config import DecoderConfig
 from efficientllm.models.decoder import Decoder
-from efficientllm.models.weights import save_decoder
+from efficientllm.models.weights import save_decoder, save_random
 from efficientllm.training.fingerprint import fingerprint
 from efficientllm.training.losses import token_losses
 from efficientllm.training.optimizer import parameter_groups
 from efficientllm.training.run import train
+from efficientllm.training.telemetry import write_untrained
 from efficientllm.training.trainer import Batch, Trainer, TrainingTask
 
 _EVALUATION_BATCH = 32
@@ -75,7 +76,7 @@ def pretraining_trainer(configuration: Configuration, name: str, decoder: Decode
 
 
 def pretrain(configuration: Configuration, name: str) -> None:
-    """Pretrains one architecture and writes its model and its telemetry.
+    """Pretrains one architecture and writes its model and its telemetry; with random weights, just its description.
 
     Args:
         configuration: The run's parameters.
@@ -87,6 +88,12 @@ def pretrain(configuration: Configuration, name: str) -> None:
     """
     settings, seed = configuration.profile.pretrain.training, configuration.parameters.seed
     config = pretraining_config(configuration, name)
+    if configuration.profile.random_weights:
+        with whole_directory(paths.artifact("pretrain", name)) as folder:
+            save_random(folder, config, seed)
+            copy_tokenizer(paths.DATA, folder)
+        write_untrained(paths.telemetry("pretrain", name))
+        return
     device = select_device()
     torch.manual_seed(seed)
     decoder = build_decoder(config, device=device)

@@ -39,3 +39,9 @@ def write_telemetry(folder: Path, progress: Progress, tokens_per_step: float, ha
             "hardware": hardware,
         }
         write_json(temporary / RUN_FILE, summary)
+
+
+def write_untrained(folder: Path) -> None:
+    """Says in place of a curve that nothing was trained."""
+    with whole_directory(folder) as temporary:
+        write_json(temporary / "untrained.json", {"reason": "random weights: the profile trains nothing"})

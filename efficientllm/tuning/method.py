@@ -38,6 +38,9 @@ class TuningMethod(ABC):
         options: Class of the method's own parameters, without the learning rate.
     """
 
+    stored_per_trained = 1
+    """Numbers that `save` writes for each that is trained."""
+
     def __init__(self, key: str, options: type[Section]) -> None:
         self.key = key
         self._options = options

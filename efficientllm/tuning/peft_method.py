@@ -50,7 +50,7 @@ class PeftMethod(TuningMethod):
 
         from efficientllm.models.transformers_adapter import EfficientLLMForCausalLM
 
-        model = EfficientLLMForCausalLM.from_pretrained(base, dtype=dtype).to(device)
+        model = EfficientLLMForCausalLM.from_folder(base, device=device, dtype=dtype)
         with silence():
             module = get_peft_model(model, self._peft_config(options))
         return TunableModel(module, model.decoder)
@@ -76,7 +76,7 @@ class PeftMethod(TuningMethod):
         from efficientllm.models.transformers_adapter import EfficientLLMForCausalLM
 
         try:
-            model = EfficientLLMForCausalLM.from_pretrained(base, dtype=dtype).to(device)
+            model = EfficientLLMForCausalLM.from_folder(base, device=device, dtype=dtype)
             with silence():
                 merged = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
         except (OSError, ValueError, SafetensorError) as error:

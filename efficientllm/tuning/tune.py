@@ -16,10 +16,12 @@ from efficientllm.device import select_device
 from efficientllm.errors import ArtifactError
 from efficientllm.files import file_hash, read_json, whole_directory, write_json
 from efficientllm.models.decoder import Decoder
+from efficientllm.models.weights import RANDOM_FILE, has_random_weights, load_decoder
 from efficientllm.registry import cell_name
 from efficientllm.training.fingerprint import fingerprint
 from efficientllm.training.losses import token_losses
 from efficientllm.training.run import train
+from efficientllm.training.telemetry import write_untrained
 from efficientllm.training.trainer import Batch, Trainer, TrainingTask
 from efficientllm.tuning.method import TunableModel, tuning_method
 
@@ -102,6 +104,14 @@ def tune(configuration: Configuration, method: str, size: str) -> None:
         ArtifactError: The base model or the task is missing or damaged.
     """
     settings, cell = configuration.profile.tune, cell_name(method, size)
+    description = {"method": method, "size": size, "base_type": settings.base_type}
+    if configuration.profile.random_weights:
+        # what a method would store is as random as its base, and may be as large: it is made where it is measured
+        with whole_directory(paths.artifact("tune", cell)) as folder:
+            write_json(folder / _DESCRIPTION, description)
+            write_json(folder / RANDOM_FILE, {"seed": configuration.parameters.seed})
+        write_untrained(paths.telemetry("tune", cell))
+        return
     device = select_device()
     model = prepare_model(configuration, method, size, device)
     trainer = tuning_trainer(configuration, method, size, model, device)
@@ -114,14 +124,14 @@ def tune(configuration: Configuration, method: str, size: str) -> None:
     def save() -> None:
         with whole_directory(paths.artifact("tune", cell)) as folder:
             tuning_method(method).save(model, folder)
-            write_json(folder / _DESCRIPTION, {"method": method, "size": size, "base_type": settings.base_type})
+            write_json(folder / _DESCRIPTION, description)
 
     inputs, _ = trainer.task.batch(0)
     train(trainer, "tune", cell, identity, float(inputs.numel()), save)
 
 
 def load_tuned(folder: Path, *, device: Any = "cpu") -> Decoder:
-    """Loads a tuned model for inference, its adapters merged.
+    """Loads a tuned model for inference, its adapters merged; with random weights, its base, which has the same shape.
 
     Raises:
         ArtifactError: The folder holds no tuned model, or a damaged one.
@@ -131,4 +141,7 @@ def load_tuned(folder: Path, *, device: Any = "cpu") -> Decoder:
         method, size, base_type = (str(description[key]) for key in ("method", "size", "base_type"))
     except (KeyError, TypeError) as error:
         raise ArtifactError(f"{folder / _DESCRIPTION} lacks {error}: run `dvc repro` again") from error
-    return tuning_method(method).load(folder, base_folder(size), device=device, dtype=getattr(torch, base_type))
+    dtype = getattr(torch, base_type)
+    if has_random_weights(folder):
+        return load_decoder(base_folder(size), device=device, dtype=dtype).requires_grad_(False).eval()
+    return tuning_method(method).load(folder, base_folder(size), device=device, dtype=dtype)

@@ -203,7 +203,7 @@ def test_other_families_are_refused_by_name(run: Path) -> None:
         ("hub: a/b\nrevision: main\n", r"base.yaml: revision: .*pattern.*the file's keys are hub, revision"),
         ("package: no-such-package\nversion: '1'\nfile: a.gguf\nsha256: " + "a" * 64, "pip install no-such-package==1"),
         ("package: pytest\nversion: 0.0.1\nfile: a.gguf\nsha256: " + "a" * 64, "is installed, but the file names"),
-        ("- 1\n", "the file: .*the file's keys are"),
+        ("- 1\n", r"names none, or several, of hub, package, shape: exactly one"),
     ],
 )
 def test_unfit_descriptions(run: Path, content: str, message: str) -> None:
@@ -240,3 +240,23 @@ def test_no_code_of_a_checkpoint_is_run(run: Path) -> None:
     (source / "evil.py").write_text("raise SystemExit('run')\n")
     make_base(configuration(source), "small")
     assert (base_folder("small") / "model.safetensors").exists()
+
+
+def test_a_shape_with_random_weights(run: Path) -> None:
+    shape = {
+        "vocabulary_size": 270, "hidden_size": 32, "layers": 1, "heads": 2, "key_value_heads": 1, "intermediate_size": 32,
+        "context_length": 64, "tie_embeddings": False, "block": "pre_norm", "mixer": "gqa", "position": "rope",
+        "feedforward": "swiglu", "mixer_options": {}, "position_options": {}, "feedforward_options": {},
+    }  # fmt: skip
+    (run / "shape.yaml").write_text(json.dumps({"shape": shape}))
+    make_base(configuration("shape.yaml"), "small")
+    folder = base_folder("small")
+    assert not list(folder.glob("*.safetensors")), "random weights take no room"
+    first, second = load_decoder(folder), load_decoder(folder)
+    torch.testing.assert_close(first(TOKENS).logits, second(TOKENS).logits)
+    assert load_decoder(folder, dtype=torch.bfloat16).embed_tokens.weight.dtype == torch.bfloat16
+    assert "random weights" in json.loads(paths.base_quality("small").read_text())["reason"]
+    del shape["layers"]
+    (run / "shape.yaml").write_text(json.dumps({"shape": shape}))
+    with pytest.raises(ParameterError, match=r"shape\.yaml: .*lacks layers"):
+        make_base(configuration("shape.yaml"), "small")

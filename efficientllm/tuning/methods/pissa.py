@@ -28,6 +28,8 @@ class PiSSAOptions(LowRankOptions):
 class PiSSA(PeftMethod):
     """LoRA that starts from principal singular values and vectors."""
 
+    stored_per_trained = 2  # the difference to the start has twice the rank
+
     def prepare(
         self, base: Path, options: Any, *, device: Any = "cpu", dtype: torch.dtype = torch.float32
     ) -> TunableModel:
