@@ -243,8 +243,3 @@ def _check_data(profile: Profile, profile_path: Path) -> None:
         )
     if (data.task.source == "file") != (data.task.path is not None):
         raise ParameterError(f"data.task in {profile_path}: `path` belongs to source 'file', and only to it")
-    if data.task.source == "corpus" and data.source != "sotu":
-        raise ParameterError(
-            f"data.task.source is 'corpus' in {profile_path}, which only data.source 'sotu' has labels for: "
-            "give an Alpaca-style JSONL by source 'file' and `path`"
-        )

