@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from efficientllm.errors import ParameterError
 from efficientllm.models.config import DecoderConfig
 from efficientllm.models.interfaces import LayerState, Mixer, Rotation, Span
+from efficientllm.models.norms import RMSNorm
 
 _CUDNN_FIRST = [
     SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH,
@@ -113,6 +114,7 @@ class GroupedAttention(Mixer):
         output_bias: Whether the output projection has one; by default as the others.
         head_dim: Width of a head; by default the hidden size's share.
         rotary_fraction: Share of each head that a positional encoding may rotate.
+        qk_norm: Whether each head's query and key are normalized (Henry et al. 2020, arXiv 2010.04245, with RMSNorm).
 
     Raises:
         ParameterError: The heads do not divide the hidden size, or the key-value heads the heads.
@@ -130,6 +132,7 @@ class GroupedAttention(Mixer):
         output_bias: bool | None = None,
         head_dim: int | None = None,
         rotary_fraction: float = 1.0,
+        qk_norm: bool = False,
     ) -> None:
         super().__init__(config)
         if head_dim is None and config.hidden_size % config.heads:
@@ -138,6 +141,8 @@ class GroupedAttention(Mixer):
             raise ParameterError(f"heads {config.heads} is not a multiple of key_value_heads {key_value_heads}")
         self.heads, self.key_value_heads, self.head_dim = config.heads, key_value_heads, head_dim or config.head_dim
         self.rotary_dim = int(self.head_dim * rotary_fraction)
+        self.q_norm = RMSNorm(self.head_dim, config.norm_epsilon) if qk_norm else None
+        self.k_norm = RMSNorm(self.head_dim, config.norm_epsilon) if qk_norm else None
         width, shared = self.heads * self.head_dim, key_value_heads * self.head_dim
         self.q_proj = nn.Linear(config.hidden_size, width, bias=bias)
         self.k_proj = nn.Linear(config.hidden_size, shared, bias=bias)
@@ -150,6 +155,8 @@ class GroupedAttention(Mixer):
         q = self.q_proj(hidden_btc).view(batch, length, self.heads, self.head_dim)
         k = self.k_proj(hidden_btc).view(batch, length, self.key_value_heads, self.head_dim)
         v = self.v_proj(hidden_btc).view(batch, length, self.key_value_heads, self.head_dim)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
         if span.rotation is not None:
             q, k = rotate(q, span.rotation), rotate(k, span.rotation)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)

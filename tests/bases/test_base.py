@@ -183,16 +183,12 @@ def write_gguf(path: Path, model: Any, backend: Any) -> None:
 
 
 def test_other_families_are_refused_by_name(run: Path) -> None:
-    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+    from transformers import GPT2Config, GPT2LMHeadModel
 
-    source = run / "neox"
+    source = run / "gpt2"
     vocabulary = tokenizer_folder(source)
-    GPTNeoXForCausalLM(
-        GPTNeoXConfig(
-            vocab_size=vocabulary, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
-        )
-    ).save_pretrained(source)
-    with pytest.raises(ParameterError, match="models of type 'gpt_neox' cannot be read"):
+    GPT2LMHeadModel(GPT2Config(vocab_size=vocabulary, n_embd=32, n_layer=1, n_head=2)).save_pretrained(source)
+    with pytest.raises(ParameterError, match="models of type 'gpt2' cannot be read"):
         make_base(configuration(source), "small")
     assert not base_folder("small").exists()
 

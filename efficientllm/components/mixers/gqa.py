@@ -8,9 +8,10 @@ from efficientllm.models.config import DecoderConfig
 
 
 class GroupedQueryOptions(Section):
-    """What sets published models apart: Qwen2's biases, and heads whose width is not the hidden size's share."""
+    """What sets published models apart: Qwen2's biases, Qwen3's norms, heads whose width is not the hidden size's share."""
 
     bias: bool = Field(default=False, description="biases of the query, key and value projections")
+    qk_norm: bool = Field(default=False, description="RMSNorm of each head's query and key, before their rotation")
     head_dim: int | None = Field(default=None, ge=2, description="width of a head; null for hidden_size / heads")
 
 
@@ -22,8 +23,9 @@ class GroupedQueryAttention(GroupedAttention):
     def __init__(self, config: DecoderConfig) -> None:
         options = self.checked_options(config)
         super().__init__(
-            config, config.key_value_heads, bias=options.bias, output_bias=False, head_dim=options.head_dim
-        )
+            config, config.key_value_heads, bias=options.bias, output_bias=False, head_dim=options.head_dim,
+            qk_norm=options.qk_norm,
+        )  # fmt: skip
 
 
 COMPONENT = GroupedQueryAttention
