@@ -93,7 +93,11 @@ def _measure(configuration: Configuration, axis: registry.Axis, cell: str) -> Fi
         # first, in a process that holds nothing else yet
         trained = train(configuration, axis, cell, meter, memory, device)
         gc.collect()
+        if device.type == "cuda":
+            torch.compiler.reset()  # compiled blocks hold on to the trained model
+            torch.cuda.empty_cache()
     decoder = subjects.load(configuration, axis, cell, device)
+    information["serving_type"] = str(decoder.embed_tokens.weight.dtype).removeprefix("torch.")
     facts = subjects.facts(configuration, axis, cell, decoder, None if trained is None else trained.state)
     kernels = decoder.kernels(device) if trained is None else trained.kernels
     findings = Findings(facts, kernels, information=information)

@@ -11,6 +11,7 @@ from torch import nn
 from efficientllm import paths, registry
 from efficientllm.bases.base import base_folder
 from efficientllm.config import Configuration
+from efficientllm.device import autocast_type
 from efficientllm.errors import ArtifactError
 from efficientllm.measurement.safetensors_header import tensor_bytes
 from efficientllm.models.accounting import cache_bytes_per_token, count_parameters, flops_per_token, mean_causal_context
@@ -33,18 +34,24 @@ def identity(configuration: Configuration, axis: registry.Axis, cell: str) -> tu
 
 
 def load(configuration: Configuration, axis: registry.Axis, cell: str, device: torch.device) -> Decoder:
-    """Loads a cell's model for inference.
+    """Loads a cell's model for inference: a trained one in the type of its training's matrix products.
 
     Raises:
         ArtifactError: The artifact is missing or damaged.
         CellFailure: The hardware lacks the cell's type.
     """
     folder = paths.artifact(axis, cell)
+    if axis == "quantize":
+        return load_quantized(folder, device=device)
+    profile = configuration.profile
+    training = (profile.pretrain if axis == "pretrain" else profile.tune).training
+    dtype = autocast_type(training.autocast, device)
     if axis == "pretrain":
-        decoder = load_decoder(folder, device=device).requires_grad_(False).eval()
-        decoder.select_kernel(configuration.profile.architectures[cell].kernel)
+        decoder = load_decoder(folder, device=device, dtype=dtype).requires_grad_(False).eval()
+        decoder.select_kernel(profile.architectures[cell].kernel)
         return decoder
-    return (load_tuned if axis == "tune" else load_quantized)(folder, device=device)
+    decoder = load_tuned(folder, device=device)
+    return decoder if dtype is None else decoder.to(dtype)
 
 
 def reference(configuration: Configuration, size: str, device: torch.device) -> Decoder:
