@@ -65,6 +65,16 @@ METRICS: tuple[Metric, ...] = (
         ranked_on=("quantize",), shown_on=("tune",),
     ),
     Metric(
+        "perplexity_change", "dPPL", "Change of held-out perplexity", "", "lower",
+        "Perplexity less that of the same model in bfloat16, on the same windows.",
+        shown_on=("quantize",),
+    ),
+    Metric(
+        "task_accuracy_change", "dAcc", "Change of task accuracy", "%", "higher",
+        "Task accuracy less that of the same model in bfloat16, on the same examples, in percentage points.",
+        shown_on=("quantize",),
+    ),
+    Metric(
         "accelerator_memory_utilization", "AMU", "Accelerator memory utilization", "GiB", "lower",
         "Mean memory that the cell holds on its device while it runs: allocated GPU memory, or on a CPU the resident "
         "memory above the idle process.",
@@ -106,6 +116,22 @@ METRICS: tuple[Metric, ...] = (
         shown_on=_ALL,
     ),
     Metric(
+        "memory_bandwidth_utilization", "MBU", "Memory bandwidth utilization", "%", "higher",
+        "Bytes that a decoding step has to read (the weights, and the cache at the mean context) over the median time "
+        "between two tokens, as a share of the device's measured copy bandwidth.",
+        shown_on=_ALL,
+    ),
+    Metric(
+        "weights_memory", "Weights", "Memory of the weights", "GiB", "lower",
+        "Bytes of the served model's weights as they lie in memory, scales of quantized layers included.",
+        shown_on=_ALL,
+    ),
+    Metric(
+        "cache_memory", "Cache", "Memory of the decoding cache", "GiB", "lower",
+        "Bytes of the decoding cache that the served batch needs for its prompts and its output.",
+        shown_on=_ALL,
+    ),
+    Metric(
         "training_throughput", "TT", "Training throughput", "token/s", "higher",
         "Training tokens consumed per second in the steady window.",
         ranked_on=("pretrain",), shown_on=("tune",),
@@ -134,6 +160,16 @@ METRICS: tuple[Metric, ...] = (
         "energy_per_token", "EPT", "Energy per token", "J/token", "lower",
         "Joules per training token (pretraining, tuning) or per generated token (quantization).",
         ranked_on=_ALL,
+    ),
+    Metric(
+        "prefill_energy_per_token", "EPT prefill", "Prefill energy per prompt token", "J/token", "lower",
+        "Joules per prompt token while the served batch's prompts alone are computed.",
+        shown_on=("quantize",),
+    ),
+    Metric(
+        "decode_energy_per_token", "EPT decode", "Decoding energy per token", "J/token", "lower",
+        "Joules per token generated after the first: those of the whole request less those of its prefill.",
+        shown_on=("quantize",),
     ),
     Metric(
         "energy_to_lora_loss", "E/LoRA", "Energy to LoRA's loss", "J", "lower",

@@ -105,7 +105,9 @@ METHODS: tuple[Technique, ...] = (
 PRECISIONS: tuple[Technique, ...] = (
     Technique("bfloat16", "bfloat16", "IEEE float32 truncated to an 8-bit significand", "bfloat16"),
     Technique("float16", "float16", "IEEE 754 binary16", "float16"),
+    Technique("int8", "int8", "LLM.int8(), Dettmers et al. 2022, arXiv 2208.07339, by bitsandbytes", None),
     Technique("int4", "int4", "NF4, Dettmers et al. 2023, arXiv 2305.14314, by bitsandbytes", "int4"),
+    Technique("fp4", "FP4", "4-bit floating point, Dettmers et al. 2023, arXiv 2305.14314, by bitsandbytes", None),
 )
 
 SIZES: tuple[str, ...] = ("small", "medium", "large")

@@ -4,7 +4,7 @@ The stages depend on the *values* of the parameters that they name in dvc.yaml, 
 re-runs nothing by itself.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -206,6 +206,16 @@ class MeasureSettings(Section):
     serving_batch_size: int = Field(ge=1)
     serving_prompt_length: int = Field(ge=1)
     serving_output_length: int = Field(ge=2)
+    serving_batches: list[Annotated[int, Field(ge=1)]] = Field(
+        default=[], description="batch sizes whose decoding speed is measured too, at the served prompts' length"
+    )
+    serving_contexts: list[Annotated[int, Field(ge=1)]] = Field(
+        default=[], description="context lengths whose decoding speed is measured too, at the served batch size"
+    )
+    serving_curve_tokens: int = Field(default=8, ge=2, description="tokens decoded at each of those points")
+    serving_curve_seconds: float = Field(
+        default=0.02, gt=0, description="shortest window of such a point; from half a second on it has its energy too"
+    )
     evaluation_batch_size: int = Field(ge=1)
     perplexity_windows: int = Field(
         ge=2, description="test windows, evenly spread over the split, that perplexity is taken on"

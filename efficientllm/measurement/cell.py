@@ -11,6 +11,7 @@ from efficientllm.bases.base import RANDOM, base_folder
 from efficientllm.config import Configuration
 from efficientllm.device import select_device
 from efficientllm.errors import CellFailure
+from efficientllm.evaluation.perplexity import WindowLosses
 from efficientllm.files import content_hash, file_hash, read_json
 from efficientllm.measurement import subjects
 from efficientllm.measurement.compression import compression_values
@@ -105,10 +106,10 @@ def _measure(configuration: Configuration, axis: registry.Axis, cell: str) -> Fi
         training_values(configuration, axis, cell, trained, meter, findings)
     # serving comes before the evaluation, whose large batches leave memory behind in the process
     serve(configuration, axis, decoder, meter, memory, findings)
-    task_scores = _quality(
+    losses, correct = _quality(
         configuration, axis, subjects.identity(configuration, axis, cell)[1], decoder, device, findings
     )
-    compression_values(configuration, axis, cell, task_scores, device, findings)
+    compression_values(configuration, axis, cell, losses, correct, device, findings)
     return findings
 
 
@@ -119,18 +120,18 @@ def _quality(
     decoder: Decoder,
     device: torch.device,
     findings: Findings,
-) -> np.ndarray | None:
-    """Evaluates the model; returns whether each test example was answered rightly, None where there is no task."""
+) -> tuple[WindowLosses | None, np.ndarray | None]:
+    """Evaluates the model; returns its losses, and whether each test example was answered rightly, None where not taken."""
     wanted = {entry.key for entry in metrics.measured_metrics(axis)}
     if configuration.profile.random_weights:
         findings.missing |= {key: RANDOM for key in metrics.QUALITY if key in wanted}
-        return None
+        return None, None
     base = None if axis == "pretrain" else base_folder(size)
-    values, _ = perplexity_values(configuration, decoder, device, base)
+    values, losses = perplexity_values(configuration, decoder, device, base)
     correct = None
     if base is not None:
         scored, groups, correct = task_values(configuration, decoder, device, base)
         values |= scored
         findings.information["task_groups"] = groups
     findings.values |= {key: value for key, value in values.items() if key in wanted}
-    return correct
+    return losses, correct

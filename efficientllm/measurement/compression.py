@@ -1,31 +1,44 @@
 """What a technique saves in stored bytes, weighed by what it keeps of the quality."""
 
+import math
+from typing import Any
+
 import numpy as np
 import torch
 
 from efficientllm import registry
 from efficientllm.bases.base import RANDOM, base_folder
 from efficientllm.config import Configuration
+from efficientllm.evaluation.perplexity import WindowLosses
 from efficientllm.measurement import subjects
 from efficientllm.measurement.findings import Findings
-from efficientllm.measurement.quality import task_values
+from efficientllm.measurement.quality import perplexity_values, task_values
 from efficientllm.measurement.statistics import bootstrap_interval, single
+from efficientllm.quantization.precision import precision
+from efficientllm.records import Value
+
+_COMPARED = ("perplexity_change", "task_accuracy_change", "model_compression_rate")
+"""Metrics of the quantization axis that compare with bfloat16."""
 
 
 def compression_values(
     configuration: Configuration,
     axis: registry.Axis,
     cell: str,
+    losses: WindowLosses | None,
     correct: np.ndarray | None,
     device: torch.device,
     findings: Findings,
 ) -> None:
-    """Adds the model compression rate: of stored bytes, for quantization times the quality that is left.
+    """Adds the model compression rate, and for quantization the change of quality that bfloat16 is compared by.
+
+    The rate is one of stored bytes, for quantization times the quality that is left.
 
     Args:
         configuration: The run's parameters.
         axis: The cell's axis.
         cell: The cell's name.
+        losses: Losses of the test windows; None where they were not taken.
         correct: 1.0 or 0.0 for each test example of the task; None where there is no task.
         device: Where the model that the cell is compared with is evaluated.
         findings: Takes the value, or the reason for its absence.
@@ -41,20 +54,44 @@ def compression_values(
             key, whole / stored, method="bytes of the base's weights over bytes that the method stores"
         )
         return
-    if configuration.profile.random_weights:
-        findings.missing[key] = RANDOM
-        return
-    original = subjects.reference(configuration, size, device)
-    _, _, reference = task_values(configuration, original, device, base_folder(size))
-    whole = subjects.bytes_in_memory(original)
-    findings.information["compression"] = {
+    _quantized(configuration, cell, losses, correct, device, findings)
+
+
+def _quantized(
+    configuration: Configuration,
+    cell: str,
+    losses: WindowLosses | None,
+    correct: np.ndarray | None,
+    device: torch.device,
+    findings: Findings,
+) -> None:
+    """Compares a quantized cell with the same model in bfloat16: bytes, perplexity, accuracy, and the rate of both."""
+    technique, size = subjects.identity(configuration, "quantize", cell)
+    stored, held = findings.model.bytes_on_disk, findings.model.bytes_in_memory
+    whole = findings.model.parameters_total * torch.bfloat16.itemsize
+    sizes: dict[str, Any] = {
         "bytes_bfloat16": whole,
         "bytes_stored": stored,
-        "bytes_in_memory": findings.model.bytes_in_memory,
-        "accuracy_bfloat16": 100 * float(reference.mean()),
+        "bytes_in_memory": held,
+        "ratio_stored": whole / stored,
+        "ratio_in_memory": whole / held,
+        "ratio_nominal": 16 / precision(technique).nominal_bits,
     }
-    if correct is None or not reference.any():
-        findings.missing[key] = (
+    findings.information["compression"] = sizes
+    if configuration.profile.random_weights or losses is None or correct is None:
+        reason = RANDOM if configuration.profile.random_weights else "the data have no task"
+        findings.missing |= dict.fromkeys(_COMPARED, reason)
+        return
+    base = base_folder(size)
+    original = subjects.reference(configuration, size, device)
+    _, reference_losses = perplexity_values(configuration, original, device, base)
+    _, _, reference = task_values(configuration, original, device, base)
+    findings.values["perplexity_change"] = _perplexity_change(losses, reference_losses)
+    findings.values["task_accuracy_change"] = _accuracy_change(correct, reference)
+    sizes["accuracy_bfloat16"] = 100 * float(reference.mean())
+    sizes["perplexity_bfloat16"] = math.exp(reference_losses.mean)
+    if not reference.any():
+        findings.missing["model_compression_rate"] = (
             "the bfloat16 model answers no test example rightly: there is no quality to compare with"
         )
         return
@@ -62,8 +99,36 @@ def compression_values(
     low, high = bootstrap_interval(
         pairs, lambda draws: draws[..., 0].sum(axis=1) / np.maximum(draws[..., 1].sum(axis=1), 1)
     )
-    ratio = whole / stored
-    findings.values[key] = single(
-        key, ratio * correct.mean() / reference.mean(), n=len(correct), interval=(ratio * low, ratio * high),
+    kept, ratio = float(correct.mean() / reference.mean()), whole / stored
+    sizes["quality_kept"] = kept
+    sizes["rate_in_memory"] = whole / held * kept
+    findings.values["model_compression_rate"] = single(
+        "model_compression_rate", ratio * kept, n=len(correct), interval=(ratio * low, ratio * high),
         method="stored bytes of bfloat16 over this cell's, times task accuracy over bfloat16's; paired bootstrap",
+    )  # fmt: skip
+
+
+def _perplexity_change(losses: WindowLosses, reference: WindowLosses) -> Value:
+    """Difference in perplexity on the same windows; both models are drawn together."""
+    triples = np.stack([losses.nats, reference.nats, losses.tokens], axis=1)
+
+    def difference(draws: np.ndarray) -> np.ndarray:
+        nats, reference_nats, tokens = np.moveaxis(draws.sum(axis=1), -1, 0)
+        changed: np.ndarray = np.exp(nats / tokens) - np.exp(reference_nats / tokens)
+        return changed
+
+    return single(
+        "perplexity_change", math.exp(losses.mean) - math.exp(reference.mean), n=len(losses.nats),
+        interval=bootstrap_interval(triples, difference),
+        method="perplexity less that of the tuned model in bfloat16, on the same windows; paired bootstrap over windows",
+    )  # fmt: skip
+
+
+def _accuracy_change(correct: np.ndarray, reference: np.ndarray) -> Value:
+    """Difference in accuracy on the same examples, in percentage points."""
+    change = 100 * (correct - reference)
+    return single(
+        "task_accuracy_change", float(change.mean()), n=len(change),
+        interval=bootstrap_interval(change, lambda draws: draws.mean(axis=1)),
+        method="task accuracy less that of the tuned model in bfloat16, on the same examples; paired bootstrap over examples",
     )  # fmt: skip

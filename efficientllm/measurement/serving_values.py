@@ -1,19 +1,32 @@
-"""The serving workload of a cell and the values that come from it."""
+"""The serving workload of a cell and the values that come from it.
 
-from collections.abc import Sequence
+On the quantization axis energy is measured in two windows per repeat: whole requests, and their prefill alone. What decoding
+takes is the difference, so that the two parts add up to the whole; a window of decoding alone would be one of another mix of
+work, at other clocks.
+"""
+
+import time
+from collections.abc import Callable, Sequence
 
 import numpy as np
+import torch
 
 from efficientllm import registry
 from efficientllm.config import Configuration
+from efficientllm.config.schema import MeasureSettings
 from efficientllm.measurement.energy import EnergyMeter
 from efficientllm.measurement.findings import Findings
-from efficientllm.measurement.memory import MemoryMeter
-from efficientllm.measurement.protocol import WorkloadResult, measure_workload
+from efficientllm.measurement.memory import GIB, MemoryMeter
+from efficientllm.measurement.protocol import WorkloadResult, measure_workload, synchronize
 from efficientllm.measurement.resource_values import resource_values, window_seconds
-from efficientllm.measurement.statistics import summarize
+from efficientllm.measurement.statistics import single, summarize
 from efficientllm.measurement.workloads import serving_engine, serving_prompts, serving_workload
 from efficientllm.models.decoder import Decoder
+from efficientllm.quantization.parts import stored_parts
+from efficientllm.serving.bandwidth import Bandwidth, copy_bandwidth
+from efficientllm.serving.curves import serving_curves
+from efficientllm.serving.engine import GreedyEngine
+from efficientllm.serving.traffic import decoding_traffic
 
 
 def serve(
@@ -24,52 +37,148 @@ def serve(
     memory: MemoryMeter,
     findings: Findings,
 ) -> None:
-    """Measures the serving workload of a model and adds its values: latencies, throughput, for quantization energy too."""
+    """Measures the serving workload of a model and adds its values: latencies, throughput, memory, for quantization energy."""
     settings = configuration.profile.measure
     device = decoder.embed_tokens.weight.device
-    # one batch is served unmeasured, so that its one-off costs are not in the times of its tokens
     engine = serving_engine(decoder, settings)
     findings.kernels["serving"] = engine.execution
-    prompts = serving_prompts(settings, device)
-    engine.generate(prompts)
+    prompts = serving_prompts(settings.serving_batch_size, settings.serving_prompt_length, device)
+    engine.generate(prompts)  # unmeasured, so that one-off costs are not in the times of the tokens
     times = [engine.generate(prompts, time_tokens=True).token_times for _ in range(settings.repeats)]
-    served = measure_workload(serving_workload(engine, settings, device), settings, meter, memory)
-    _serving_values(axis, served, times, meter, configuration, findings)
+    served = measure_workload(serving_workload(engine, prompts), settings, meter, memory)
+    _request_values(axis, served, meter, configuration, findings)
+    _latency_values(settings, times, findings)
+    if axis == "quantize":
+        _energy_by_phase(engine, prompts, served, settings, meter, findings)
+    bandwidth = copy_bandwidth(device)
+    _memory_values(decoder, engine, settings, times, bandwidth, findings)
+    findings.information["weights"] = stored_parts(decoder)
+    del engine  # its cache makes room for those of the curves
+    findings.information["serving_curves"] = serving_curves(
+        decoder, settings, lambda batch, length: serving_prompts(batch, length, device), meter, bandwidth
+    )
 
 
-def _serving_values(
-    axis: registry.Axis,
-    result: WorkloadResult,
-    times: list[list[float]],
-    meter: EnergyMeter,
-    configuration: Configuration,
-    findings: Findings,
-) -> None:
-    settings = configuration.profile.measure
-    tokens = settings.serving_batch_size * settings.serving_output_length
-    window = window_seconds(result)
-    shape = (
+def _shape(settings: MeasureSettings) -> str:
+    return (
         f"batch of {settings.serving_batch_size} requests, {settings.serving_prompt_length} prompt and "
         f"{settings.serving_output_length} generated tokens, greedy"
     )
 
-    def put(key: str, repeats: Sequence[float], method: str, window_s: float | None) -> None:
-        findings.values[key] = summarize(key, repeats, source="measured", method=method, window_s=window_s)
+
+def _request_values(
+    axis: registry.Axis,
+    result: WorkloadResult,
+    meter: EnergyMeter,
+    configuration: Configuration,
+    findings: Findings,
+) -> None:
+    """Values of whole requests."""
+    settings = configuration.profile.measure
+    tokens = settings.serving_batch_size * settings.serving_output_length
+    window, shape = window_seconds(result), _shape(settings)
+
+    def put(key: str, repeats: Sequence[float], method: str) -> None:
+        findings.values[key] = summarize(key, repeats, source="measured", method=method, window_s=window)
 
     seconds = result.seconds_per_call()
     if axis == "quantize":
         resource_values(result, meter, tokens, configuration, findings, "serving")
-        put("average_latency", seconds, f"{shape}; wall clock", window)
-        put("sample_throughput", [settings.serving_batch_size / value for value in seconds], shape, window)
+        put("average_latency", seconds, f"{shape}; wall clock")
+        put("sample_throughput", [settings.serving_batch_size / value for value in seconds], shape)
     else:
         findings.information["serving"] = {
             "joules_per_token": [joules / tokens for joules in result.joules_per_call()],
             "energy_source": meter.source,
             "memory_gib": result.memory.mean,
         }
-    put("inference_throughput", [tokens / value for value in seconds], shape, window)
+    put("inference_throughput", [tokens / value for value in seconds], shape)
+
+
+def _latency_values(settings: MeasureSettings, times: list[list[float]], findings: Findings) -> None:
+    """Values of single tokens."""
+    method = f"{_shape(settings)}; marks between the tokens on the device's own time line, for which nothing waits"
     gaps = [np.diff(batch) for batch in times]
-    single = f"{shape}; the host waits for each token"
-    put("time_to_first_token", [batch[0] for batch in times], single, None)
-    put("inter_token_latency", [float(np.median(gap)) for gap in gaps], single, None)
-    put("inter_token_latency_p95", [float(np.percentile(gap, 95)) for gap in gaps], single, None)
+    for key, repeats in (
+        ("time_to_first_token", [batch[0] for batch in times]),
+        ("inter_token_latency", [float(np.median(gap)) for gap in gaps]),
+        ("inter_token_latency_p95", [float(np.percentile(gap, 95)) for gap in gaps]),
+    ):
+        findings.values[key] = summarize(key, repeats, source="measured", method=method)
+
+
+def _energy_by_phase(
+    engine: GreedyEngine,
+    prompts: torch.Tensor,
+    served: WorkloadResult,
+    settings: MeasureSettings,
+    meter: EnergyMeter,
+    findings: Findings,
+) -> None:
+    """Joules of prefill, from windows of their own, and of decoding, as the difference to whole requests."""
+    prefill = []
+    for _ in range(settings.repeats):
+        with meter.window() as energy:
+            calls = _calls(lambda: engine.prefill(prompts), settings, prompts.device)
+        prefill.append(energy.joules / calls)
+    shape = f"{_shape(settings)}; {meter.method}"
+    findings.values["prefill_energy_per_token"] = summarize(
+        "prefill_energy_per_token", [joules / prompts.numel() for joules in prefill], source=meter.source,
+        method=f"windows of prefill alone; {shape}", window_s=settings.window_seconds,
+    )  # fmt: skip
+    key = "decode_energy_per_token"
+    tokens = len(prompts) * engine.decoded_tokens
+    decoding = [whole - part for whole, part in zip(served.joules_per_call(), prefill, strict=True)]
+    if min(decoding) <= 0:
+        findings.missing[key] = (
+            "prefill alone took as much energy as whole requests: the windows are too short or too noisy"
+        )
+        return
+    findings.values[key] = summarize(
+        key, [joules / tokens for joules in decoding], source=meter.source,
+        method=f"whole requests less prefill, repeat by repeat; {shape}", window_s=window_seconds(served),
+    )  # fmt: skip
+
+
+def _calls(step: Callable[[], None], settings: MeasureSettings, device: torch.device) -> int:
+    """Calls for the length of a window; each is waited for, as in the windows of whole requests."""
+    started, calls = time.perf_counter(), 0
+    while calls < settings.window_calls or time.perf_counter() - started < settings.window_seconds:
+        step()
+        synchronize(device)
+        calls += 1
+    return calls
+
+
+def _memory_values(
+    decoder: Decoder,
+    engine: GreedyEngine,
+    settings: MeasureSettings,
+    times: list[list[float]],
+    bandwidth: Bandwidth,
+    findings: Findings,
+) -> None:
+    """What the served model holds, and how near decoding comes to the rate at which the device can read it."""
+    for key, held, method in (
+        ("weights_memory", findings.model.bytes_in_memory, "bytes of all tensors of the loaded model"),
+        ("cache_memory", engine.cache.nbytes(), f"{_shape(settings)}; bytes of the allocated cache"),
+    ):
+        findings.values[key] = single(key, held / GIB, method=method)
+    context = settings.serving_prompt_length + settings.serving_output_length / 2
+    traffic = decoding_traffic(decoder, engine.cache, context)
+    rates = [traffic.total / float(np.median(np.diff(batch))) for batch in times]
+    findings.values["memory_bandwidth_utilization"] = summarize(
+        "memory_bandwidth_utilization",
+        [100 * rate / bandwidth.bytes_per_second for rate in rates],
+        source="measured",
+        method=f"{traffic.total:.0f} bytes per step ({traffic.weights:.0f} weights, {traffic.cache:.0f} cache at a context of "
+        f"{context:g}) over the median inter-token latency, against a measured copy of {bandwidth.buffer_bytes >> 20} MiB at "
+        f"{bandwidth.bytes_per_second / 1e9:.1f} GB/s",
+    )
+    findings.information["memory_bandwidth"] = {
+        "copy_bytes_per_second": bandwidth.bytes_per_second,
+        "copies": bandwidth.copies,
+        "decoding_weights_bytes": traffic.weights,
+        "decoding_cache_bytes": traffic.cache,
+        "context": context,
+    }

@@ -1,22 +1,26 @@
-"""The two standard workloads of a cell: a window of training steps, and a batch of served requests.
+"""The standard serving workload of a cell: a batch of served requests.
 
-Compared rows run the same ones: the same batch of the same tokens at every call, whatever the technique.
+Compared rows run the same one: the same batch of the same tokens at every call, whatever the technique.
 """
 
+import numpy as np
 import torch
 
 from efficientllm import paths
 from efficientllm.config.schema import MeasureSettings
-from efficientllm.data.packing import evaluation_windows, open_split
+from efficientllm.data.packing import open_split
 from efficientllm.measurement.protocol import Workload
 from efficientllm.models.decoder import Decoder
 from efficientllm.serving.engine import GreedyEngine
 
 
-def serving_prompts(settings: MeasureSettings, device: torch.device) -> torch.Tensor:
-    """Prompts `[B, P]` from the start of the test split's windows, the same for every cell."""
-    windows = evaluation_windows(open_split(paths.DATA, "test"), settings.serving_prompt_length)
-    return torch.as_tensor(windows[: settings.serving_batch_size, : settings.serving_prompt_length], device=device)
+def serving_prompts(batch_size: int, length: int, device: torch.device) -> torch.Tensor:
+    """Prompts `[B, P]`: consecutive pieces of the test split, the same for every cell.
+
+    A split that has fewer tokens is read again from its start.
+    """
+    tokens = open_split(paths.DATA, "test")[: batch_size * length]
+    return torch.as_tensor(np.resize(tokens.astype(np.int64), (batch_size, length)), device=device)
 
 
 def serving_engine(decoder: Decoder, settings: MeasureSettings) -> GreedyEngine:
@@ -26,16 +30,15 @@ def serving_engine(decoder: Decoder, settings: MeasureSettings) -> GreedyEngine:
     )
 
 
-def serving_workload(engine: GreedyEngine, settings: MeasureSettings, device: torch.device) -> Workload:
+def serving_workload(engine: GreedyEngine, prompts: torch.Tensor) -> Workload:
     """One batch of requests: prefill, then greedy decoding of a forced number of tokens."""
-    prompts = serving_prompts(settings, device)
 
     def step() -> None:
         engine.generate(prompts)
 
     return Workload(
         step=step,
-        tokens_per_call=len(prompts) * settings.serving_output_length,
+        tokens_per_call=len(prompts) * (engine.decoded_tokens + 1),
         samples_per_call=len(prompts),
-        device=device,
+        device=prompts.device,
     )

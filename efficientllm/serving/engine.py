@@ -6,16 +6,20 @@ the cache, the prompts, the tokens. Nothing is read back from the device between
 On a GPU every step is recorded once as a CUDA graph, one for the prompt and one for each position, and later only
 replayed. A decoding step of a small model takes the device a fraction of the time that the host needs to launch its
 kernels one by one; without graphs one would measure Python. A graph of its own for each position lets each step read
-just the tokens that are there.
+just the tokens that are there, and every architecture be recorded as it is.
 """
 
-import time
-from collections.abc import Callable
+import functools
 from dataclasses import dataclass
 
 import torch
 
 from efficientllm.models.decoder import Decoder
+from efficientllm.serving.clock import Clock
+from efficientllm.serving.graphs import RecordingError, Step, record
+
+PASS_TOKENS = 32768
+"""Prompt tokens, over the whole batch, that are computed in one pass; longer prompts take several, as servers do."""
 
 
 @dataclass(frozen=True)
@@ -38,72 +42,102 @@ class GreedyEngine:
         decoder: The model, in evaluation mode.
         batch_size: Number of prompts.
         prompt_length: Tokens of each prompt; there is no padding.
-        output_length: Tokens to generate for each prompt.
+        output_length: Tokens to generate for each prompt, at least two.
+        pass_tokens: Prompt tokens, over the whole batch, that are computed in one pass.
     """
 
     @torch.inference_mode()
-    def __init__(self, decoder: Decoder, batch_size: int, prompt_length: int, output_length: int) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        batch_size: int,
+        prompt_length: int,
+        output_length: int,
+        *,
+        pass_tokens: int = PASS_TOKENS,
+    ) -> None:
         self._decoder = decoder
         self._device = decoder.embed_tokens.weight.device
-        self._cache = decoder.new_cache(batch_size, prompt_length + output_length)
+        self._columns = max(1, pass_tokens // batch_size)
+        self.cache = decoder.new_cache(batch_size, prompt_length + output_length)
         self._prompts = torch.zeros(batch_size, prompt_length, dtype=torch.long, device=self._device)
         self._tokens = torch.zeros(batch_size, output_length, dtype=torch.long, device=self._device)
-        self._steps: list[Callable[[], None]] = [self._prefill]
-        self._steps += [lambda index=index: self._decode(index) for index in range(1, output_length)]  # type: ignore[misc]
-        self.execution = "launched kernel by kernel"
+        # not kept as steps of its own, whose references to itself would keep the cache alive until the next collection
+        self._graphs: list[Step] = []
+        self.execution = f"launched kernel by kernel ({self._device.type.upper()})"
         if self._device.type == "cuda":
-            self._record()
+            try:
+                self._graphs = record([functools.partial(self._launch, i) for i in range(output_length)], self._device)
+                self.execution = "CUDA graphs, one per position"
+            except RecordingError as obstacle:
+                self.execution = f"launched kernel by kernel (no CUDA graphs: {obstacle})"
+
+    @property
+    def prompt_length(self) -> int:
+        """Tokens of each prompt."""
+        return self._prompts.shape[1]
+
+    @property
+    def decoded_tokens(self) -> int:
+        """Tokens of each sequence that come after the first, and so from a decoding step of their own."""
+        return self._tokens.shape[1] - 1
 
     @torch.inference_mode()
     def generate(self, prompts: torch.Tensor, *, time_tokens: bool = False) -> Generation:
-        """Generates greedily.
+        """Generates greedily, and waits for the result.
 
         Args:
             prompts: Token ids `[B, P]`, of the engine's shape.
-            time_tokens: Whether to wait for each token and note its time.
+            time_tokens: Whether to note the time of each token: on a GPU by events between the steps, which do not make
+                the host wait, so that the steps follow each other as they do without.
         """
         self._prompts.copy_(prompts)
-        times = []
+        clock = Clock(self._device) if time_tokens else None
         self._synchronize()
-        started = time.perf_counter()
-        for step in self._steps:
-            step()
-            if time_tokens:
-                self._synchronize()
-                times.append(time.perf_counter() - started)
+        if clock is not None:
+            clock.mark()
+        for index in range(self._tokens.shape[1]):
+            self._step(index)
+            if clock is not None:
+                clock.mark()
         self._synchronize()
-        return Generation(self._tokens.clone(), times)
+        return Generation(self._tokens.clone(), [] if clock is None else clock.seconds())
 
-    def _prefill(self) -> None:
-        self._cache.clear()
-        self._advance(self._prompts, 0)
+    @torch.inference_mode()
+    def prefill(self, prompts: torch.Tensor) -> None:
+        """Computes the prompts and their first tokens; may return before the device has finished."""
+        self._prompts.copy_(prompts)
+        self._step(0)
 
-    def _decode(self, index: int) -> None:
-        self._advance(self._tokens[:, index - 1 : index], index)
+    @torch.inference_mode()
+    def decode(self) -> None:
+        """Decodes all tokens after the first, behind the prompts of the last call; may return before the device has finished.
+
+        Called again it decodes at the same positions anew. A state that moves along with the tokens (a recurrent one, the
+        window of sparse attention) goes on from where it was, which changes what is generated but not the work.
+        """
+        self.cache.length = self.prompt_length
+        for index in range(1, self._tokens.shape[1]):
+            self._step(index)
+
+    def _step(self, index: int) -> None:
+        """Computes the tokens at one index: the first from the prompts, each later one from the one before."""
+        if self._graphs:
+            self._graphs[index]()
+        else:
+            self._launch(index)
+
+    def _launch(self, index: int) -> None:
+        if index:
+            self._advance(self._tokens[:, index - 1 : index], index)
+            return
+        self.cache.clear()
+        for first in range(0, self.prompt_length, self._columns):
+            self._advance(self._prompts[:, first : first + self._columns], 0)
 
     def _advance(self, inputs_bt: torch.Tensor, index: int) -> None:
-        hidden = self._decoder.hidden_states(inputs_bt, cache=self._cache)
+        hidden = self._decoder.hidden_states(inputs_bt, cache=self.cache)
         self._tokens[:, index] = self._decoder.project(hidden[:, -1]).argmax(dim=-1)
-
-    def _record(self) -> None:
-        """Replaces each step by the graph of its kernels; where a step cannot be recorded, all stay as they are."""
-        for step in self._steps:  # what is prepared at first use must not be recorded
-            step()
-        self._synchronize()
-        graphs: list[torch.cuda.CUDAGraph] = []
-        pool = torch.cuda.graph_pool_handle()
-        try:
-            for step in self._steps:
-                graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, pool=pool):
-                    step()
-                graphs.append(graph)
-        except RuntimeError as error:
-            self._synchronize()
-            self.execution += f" (a step cannot be recorded as a CUDA graph: {str(error).splitlines()[0]})"
-            return
-        self._steps = [graph.replay for graph in graphs]
-        self.execution = "CUDA graphs, one per position"
 
     def _synchronize(self) -> None:
         if self._device.type == "cuda":

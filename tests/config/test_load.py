@@ -38,10 +38,10 @@ def test_every_profile_is_valid(project: Path, profile: str) -> None:
     ("key", "value", "message"),
     [
         ("method", "dorra", "unknown tuning method 'dorra'; did you mean 'dora'? known: dora, freeze, full, lora"),
-        ("profile", "cpuu", "unknown profile 'cpuu'; did you mean 'cpu'? known: cpu, smoke"),
-        ("profile", "../../etc/passwd", "unknown profile '../../etc/passwd'; known: cpu, smoke"),
+        ("profile", "cpuu", "unknown profile 'cpuu'; did you mean 'cpu'? known: cpu, gpu, paper, smoke, smollm2"),
+        ("profile", "../../etc/passwd", "unknown profile '../../etc/passwd'; known: cpu, gpu, paper, smoke, smollm2"),
         ("method", "x; rm -rf ~", "unknown tuning method 'x; rm -rf ~'; known:"),
-        ("precisions", ["int5"], "unknown precision 'int5'; did you mean 'int4'?"),
+        ("precisions", ["int5"], "unknown precision 'int5'; did you mean 'int8'?"),
         ("sizes", ["tiny"], "unknown size 'tiny'"),
         ("methods", ["lora", "lora"], "a tuning method is listed twice in params.yaml: lora, lora"),
         ("methods", ["full"], "method is 'lora', which is not among the methods that are tuned (full)"),

@@ -25,6 +25,9 @@ CENTRES = {
     "inter_token_latency": 0.0021, "inter_token_latency_p95": 0.0034, "training_throughput": 24800.0,
     "training_throughput_per_parameter": 0.0123, "sample_throughput": 194.0, "inference_throughput": 3120.0,
     "average_energy_consumption": 41.0, "energy_per_token": 0.0017, "model_compression_rate": 2.4,
+    "memory_bandwidth_utilization": 38.0, "weights_memory": 0.004, "cache_memory": 0.001,
+    "prefill_energy_per_token": 0.0002, "decode_energy_per_token": 0.0016, "perplexity_change": 0.6,
+    "task_accuracy_change": 0.5,
 }  # fmt: skip
 ENERGY = {"average_energy_consumption", "energy_per_token"}
 SIZES = {"small": 0.6, "medium": 1.0, "large": 1.9}

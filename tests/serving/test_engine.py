@@ -7,6 +7,7 @@ import torch
 
 from efficientllm.models.build import build_decoder
 from efficientllm.models.decoder import Decoder
+from efficientllm.quantization.precision import precision
 from efficientllm.serving.engine import GreedyEngine
 from tests.models.conftest import FAMILIES
 
@@ -28,6 +29,16 @@ def made(make_config: Any, changes: dict[str, Any]) -> Decoder:
     return decoder
 
 
+def prompts_of(seed: int, batch: int = 3, length: int = 7) -> torch.Tensor:
+    return torch.randint(61, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def expected_tokens(model: Any, prompts: torch.Tensor, count: int) -> torch.Tensor:
+    generated = model.generate(prompts, max_new_tokens=count, min_new_tokens=count, do_sample=False)
+    tokens: torch.Tensor = generated[:, prompts.shape[1] :]
+    return tokens
+
+
 @pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES)
 def test_tokens_equal_transformers_generate(make_config: Any, changes: dict[str, Any]) -> None:
     from efficientllm.models.transformers_adapter import EfficientLLMConfig, EfficientLLMForCausalLM
@@ -36,24 +47,121 @@ def test_tokens_equal_transformers_generate(make_config: Any, changes: dict[str,
     model = EfficientLLMForCausalLM(EfficientLLMConfig(**decoder.config.to_dict())).eval()
     model.decoder.load_state_dict(decoder.state_dict())
     engine = GreedyEngine(decoder, 3, 7, 9)
-    assert engine.execution == "launched kernel by kernel"
+    assert engine.execution == "launched kernel by kernel (CPU)"
     for seed in range(2):  # a second batch must not see the first one's state
-        prompts = torch.randint(61, (3, 7), generator=torch.Generator().manual_seed(seed))
+        prompts = prompts_of(seed)
         found = engine.generate(prompts, time_tokens=True)
-        expected = model.generate(prompts, max_new_tokens=9, min_new_tokens=9, do_sample=False)
-        assert torch.equal(found.tokens, expected[:, 7:])
+        assert torch.equal(found.tokens, expected_tokens(model, prompts, 9))
         assert found.token_times == sorted(found.token_times)
         assert len(found.token_times) == 9
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_tokens_equal_those_of_transformers_own_llama(make_config: Any, tied: bool) -> None:
+    from efficientllm.models.export import to_transformers
+
+    decoder = made(make_config, {"mixer": "gqa", "tie_embeddings": tied})
+    model = to_transformers(decoder)
+    assert type(model).__name__ == "LlamaForCausalLM"
+    prompts = prompts_of(0)
+    expected = expected_tokens(model, prompts, 9)
+    assert len(set(expected.flatten().tolist())) > 5  # no two repeated tokens that any model would find
+    assert torch.equal(GreedyEngine(decoder, 3, 7, 9).generate(prompts).tokens, expected)
+
+
+def test_tokens_equal_those_of_transformers_own_gpt_neox() -> None:
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    from efficientllm.models.imports import from_transformers
+
+    torch.manual_seed(0)
+    model = GPTNeoXForCausalLM(
+        GPTNeoXConfig(
+            vocab_size=61, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+            max_position_embeddings=64, bos_token_id=None, eos_token_id=None, hidden_dropout=0.0, attention_dropout=0.0,
+        )
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.2)
+    prompts = prompts_of(0)
+    expected = expected_tokens(model, prompts, 9)
+    assert len(set(expected.flatten().tolist())) > 5
+    assert torch.equal(GreedyEngine(from_transformers(model), 3, 7, 9).generate(prompts).tokens, expected)
+
+
+@pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES)
+def test_prompts_computed_in_several_passes_give_the_same_tokens(make_config: Any, changes: dict[str, Any]) -> None:
+    decoder, prompts = made(make_config, changes), prompts_of(0)
+    whole = GreedyEngine(decoder, 3, 7, 5).generate(prompts).tokens
+    in_passes = GreedyEngine(decoder, 3, 7, 5, pass_tokens=8)  # two, two, two and one of each prompt's tokens
+    assert torch.equal(in_passes.generate(prompts).tokens, whole)
+
+
+@pytest.mark.parametrize("name", ["gqa", "mla"])
+def test_decoding_again_decodes_the_same_tokens(make_config: Any, name: str) -> None:
+    decoder, prompts = made(make_config, CHANGES[name]), prompts_of(0)
+    engine = GreedyEngine(decoder, 3, 7, 6)
+    expected = engine.generate(prompts).tokens
+    engine.prefill(prompts)
+    assert engine.cache.length == 7
+    for _ in range(3):
+        engine.decode()
+        assert engine.cache.length == 7 + engine.decoded_tokens == 12
+        assert torch.equal(engine._tokens, expected)
+
+
+def test_an_engine_frees_its_memory_with_its_last_reference(make_config: Any) -> None:
+    import weakref
+
+    engine = GreedyEngine(made(make_config, {}), 2, 4, 3)
+    engine.generate(prompts_of(0, 2, 4), time_tokens=True)
+    cache = weakref.ref(engine.cache.blocks[0].mixer["keys"])
+    del engine
+    assert cache() is None
+
+
+def on_gpu(decoder: Decoder, prompts: torch.Tensor) -> tuple[str, torch.Tensor]:
+    engine = GreedyEngine(decoder.cuda(), 3, 7, 9)
+    first = engine.generate(prompts.cuda(), time_tokens=True)
+    assert first.token_times == sorted(first.token_times)
+    again = engine.generate(prompts.cuda()).tokens
+    assert torch.equal(first.tokens, again)
+    return engine.execution, again.cpu()
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("changes", FAMILIES.values(), ids=FAMILIES)
 def test_graphs_give_the_same_tokens(make_config: Any, changes: dict[str, Any]) -> None:
-    decoder = made(make_config, changes)
-    prompts = torch.randint(61, (3, 7))
+    decoder, prompts = made(make_config, changes), prompts_of(0)
     expected = GreedyEngine(decoder, 3, 7, 9).generate(prompts).tokens
-    engine = GreedyEngine(decoder.cuda(), 3, 7, 9)
-    assert engine.execution.startswith("CUDA graphs")
-    for _ in range(2):
-        assert torch.equal(engine.generate(prompts.cuda()).tokens.cpu(), expected)
+    execution, found = on_gpu(decoder, prompts)
+    assert execution == "CUDA graphs, one per position"
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(
+    ("key", "options", "recorded"),
+    [
+        ("int8", {"outlier_threshold": 6.0, "compute_type": "float16"}, False),
+        ("int8", {"outlier_threshold": 0.0, "compute_type": "float16"}, True),
+        ("int4", {"quantization_type": "nf4", "double_quantization": True, "compute_type": "bfloat16"}, True),
+    ],
+)
+def test_what_waits_for_the_device_is_launched_and_says_so(
+    make_config: Any, key: str, options: dict[str, Any], recorded: bool
+) -> None:
+    decoder = made(make_config, {"hidden_size": 64, "intermediate_size": 128}).cuda()
+    precision(key).convert(decoder, precision(key).options(options))
+    execution, _ = on_gpu(decoder, prompts_of(0))
+    if recorded:
+        assert execution == "CUDA graphs, one per position"
+    else:
+        assert execution.startswith("launched kernel by kernel (no CUDA graphs: the host waits for the device")
+    # and the device is as usable as before
+    expected = GreedyEngine(decoder, 3, 7, 9).generate(prompts_of(0).cuda()).tokens
+    assert expected.shape == (3, 9)

@@ -1,0 +1,254 @@
+"""Serving in each precision by our engine, beside Transformers' `generate` with the same weights in the same process.
+
+    python benchmarks/serving.py --shapes Llama-3.2-1B --precisions bfloat16,int4 --batches 1,8 --out serving.csv
+
+Three engines serve the same requests, of forced length and greedily: `ours`; `generate`, Transformers with its default
+cache; and `static`, Transformers with a static cache, which it compiles on a GPU (mode reduce-overhead). Weights are random
+and made on the device from one seed, so that nothing is read from a disk and all engines have the same: `same` is the share
+of generated tokens that equal ours, which is below 1 where near ties are rounded otherwise.
+
+A combination that fails (out of memory, a kernel that is missing) prints its reason, and the others go on. With --out the
+table is written after each row, so that a run that is cut short keeps what it has. J/token needs NVML's energy counter and
+is empty without one. `roof` is the share of the measured copy bandwidth at which a decoding step reads what it must read.
+"""
+
+import argparse
+import csv
+import gc
+import itertools
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from serving_engines import (
+    ENGINES,
+    SHAPES,
+    Ours,
+    Server,
+    Theirs,
+    bytes_per_step,
+    cache_bytes_per_token,
+    embedding,
+    make_model,
+)
+
+from efficientllm.config.load import read_yaml
+from efficientllm.device import select_device
+from efficientllm.errors import MeasurementError
+from efficientllm.measurement.memory import GIB
+from efficientllm.measurement.nvml import NvmlDevice
+from efficientllm.measurement.subjects import bytes_in_memory
+from efficientllm.registry import precision_keys
+from efficientllm.serving.bandwidth import copy_bandwidth
+from efficientllm.serving.clock import Clock
+
+
+def main() -> None:
+    """Runs the chosen combinations and prints a line for each."""
+    arguments = _arguments()
+    device = select_device()
+    nvml = None
+    if device.type == "cuda":
+        try:
+            nvml = NvmlDevice.of(device)
+        except MeasurementError as error:
+            print(f"no energy: {error}")
+    bandwidth = copy_bandwidth(device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    print(
+        f"{name}: copies at {bandwidth.bytes_per_second / 1e9:.0f} GB/s; prompt {arguments.prompt}, output {arguments.output}"
+    )
+    results: list[dict[str, Any]] = []
+    tokens: dict[tuple[str, ...], torch.Tensor] = {}
+    for shape in arguments.shapes:
+        for key in arguments.precisions:
+            for engine in sorted(arguments.engines, key=ENGINES[::-1].index):  # ours first: the others compare with it
+                _served(shape, key, engine, arguments, device, nvml, results, tokens)
+
+
+def _served(
+    shape: str,
+    key: str,
+    engine: str,
+    arguments: argparse.Namespace,
+    device: torch.device,
+    nvml: NvmlDevice | None,
+    results: list[dict[str, Any]],
+    tokens: dict[tuple[str, ...], torch.Tensor],
+) -> None:
+    """Makes one model and serves it at all batch sizes."""
+    model = None
+    longest = arguments.prompt + arguments.output
+    for batch in arguments.batches:
+        row: dict[str, Any] = {"shape": shape, "precision": key, "engine": engine, "batch": batch}
+        row |= {"prompt": arguments.prompt, "output": arguments.output}
+        try:
+            torch.compiler.reset()
+            model = model or make_model(shape, key, engine, longest, arguments.options[key], device)
+            found, row_values = _measured(model, engine, batch, arguments, device, nvml)
+            row |= row_values
+            ours = tokens.setdefault((shape, key, str(batch)), found.cpu())
+            row["same"] = float((found.cpu() == ours).float().mean())
+        except Exception as error:  # a combination that fails is a result too
+            row["failure"] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+            if arguments.traceback:
+                raise
+        _clean(device)
+        results.append(row)
+        _print(row, results)
+        if arguments.out:
+            _write(Path(arguments.out), results)
+        if model is None:  # it could not be made: no batch will do
+            return
+    model = None
+    _clean(device)
+
+
+def _clean(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _measured(
+    model: Any, engine: str, batch: int, arguments: argparse.Namespace, device: torch.device, nvml: NvmlDevice | None
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Serves batches of one size and returns the generated tokens and all figures."""
+    shape = (batch, arguments.prompt, arguments.output)
+    started = time.perf_counter()
+    server: Server = Ours(model, *shape) if engine == "ours" else Theirs(model, *shape, static=engine == "static")
+    vocabulary = embedding(model).shape[0]
+    prompts = torch.randint(vocabulary, shape[:2], generator=torch.Generator().manual_seed(1)).to(device)
+    for _ in range(2):  # compiles, records, tunes
+        tokens = server.request(prompts)
+        server.prefill(prompts)
+    _wait(device)
+    warmup = time.perf_counter() - started
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    times = [_token_times(server, prompts, device) for _ in range(arguments.repeats)]
+    gaps = [later - earlier for batch_times in times for earlier, later in itertools.pairwise(batch_times)]
+    request = _window(lambda: server.request(prompts), arguments, device, nvml)
+    prefill = _window(lambda: server.prefill(prompts), arguments, device, nvml)
+    step = statistics.median(gaps)
+    count, decoded = batch * arguments.output, batch * (arguments.output - 1)
+    read = bytes_per_step(model, batch, arguments.prompt + arguments.output / 2)
+    joules = None if request[1] is None or prefill[1] is None else (request[1], prefill[1])
+    return tokens, {
+        "ttft_ms": 1000 * statistics.median(batch_times[0] for batch_times in times),
+        "itl_ms_p50": 1000 * step,
+        "itl_ms_p95": 1000 * sorted(gaps)[int(0.95 * (len(gaps) - 1))],
+        "requests_per_second": batch / request[0],
+        "tokens_per_second": count / request[0],
+        "weights_gib": bytes_in_memory(model) / GIB,
+        "cache_gib": batch * (arguments.prompt + arguments.output) * cache_bytes_per_token(model) / GIB,
+        "peak_gib": torch.cuda.max_memory_allocated(device) / GIB if device.type == "cuda" else None,
+        "watts": joules and joules[0] / request[0],
+        "joules_per_token": joules and joules[0] / count,
+        "prefill_joules_per_token": joules and joules[1] / (batch * arguments.prompt),
+        "decode_joules_per_token": joules and (joules[0] - joules[1]) / decoded,
+        "roof": read / step / copy_bandwidth(device).bytes_per_second,
+        "warmup_s": warmup,
+        "execution": server.execution,
+    }
+
+
+def _token_times(server: Server, prompts: torch.Tensor, device: torch.device) -> list[float]:
+    clock = Clock(device)
+    _wait(device)
+    server.request(prompts, clock)
+    _wait(device)
+    return server.times if isinstance(server, Ours) else clock.seconds()
+
+
+def _window(
+    call: Callable[[], Any], arguments: argparse.Namespace, device: torch.device, nvml: NvmlDevice | None
+) -> tuple[float, float | None]:
+    """Seconds and joules per call, over a window of at least the asked length and number of calls."""
+    _wait(device)
+    before = None if nvml is None else nvml.joules()
+    started, calls = time.perf_counter(), 0
+    while calls < arguments.repeats or time.perf_counter() - started < arguments.seconds:
+        call()
+        _wait(device)
+        calls += 1
+    seconds = time.perf_counter() - started
+    after = None if nvml is None else nvml.joules()
+    joules = None if before is None or after is None or after <= before else (after - before) / calls
+    return seconds / calls, joules
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _print(row: dict[str, Any], results: list[dict[str, Any]]) -> None:
+    head = f"{row['shape']:13s} {row['precision']:9s} {row['engine']:9s} batch {row['batch']:3d}"
+    if "failure" in row:
+        print(f"{head}  failed: {row['failure']}", flush=True)
+        return
+
+    def ratio(**changes: str) -> float | None:
+        wanted = {name: row[name] for name in ("shape", "precision", "engine", "batch")} | changes
+        for other in results:
+            if "tokens_per_second" in other and all(other[name] == value for name, value in wanted.items()):
+                return float(row["tokens_per_second"] / other["tokens_per_second"])
+        return None
+
+    row["x_ours"], row["x_bfloat16"] = ratio(engine="ours"), ratio(precision="bfloat16")
+
+    def shown(value: float | None, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
+    print(
+        f"{head}  first {row['ttft_ms']:8.2f} ms  next {row['itl_ms_p50']:7.3f} ms (p95 {row['itl_ms_p95']:7.3f})  "
+        f"{row['tokens_per_second']:9.0f} tok/s  {row['requests_per_second']:7.2f} req/s  roof {row['roof']:6.1%}  "
+        f"{shown(row['joules_per_token'], '.4f')} J/tok (prefill {shown(row['prefill_joules_per_token'], '.5f')}, decode "
+        f"{shown(row['decode_joules_per_token'], '.4f')})  {shown(row['watts'], '.0f')} W  weights {row['weights_gib']:.2f} "
+        f"cache {row['cache_gib']:.2f} peak {shown(row['peak_gib'], '.2f')} GiB  x ours {shown(row['x_ours'], '.2f')}  "
+        f"x bfloat16 {shown(row['x_bfloat16'], '.2f')}  same {row['same']:.2f}  [{row['execution']}; warm-up "
+        f"{row['warmup_s']:.0f} s]",
+        flush=True,
+    )
+
+
+def _write(path: Path, results: list[dict[str, Any]]) -> None:
+    names = list(dict.fromkeys(name for row in results for name in row))
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, names)
+        writer.writeheader()
+        writer.writerows(results)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", "--shape", default="168M,Llama-3.2-1B,Qwen2.5-7B", help=f"of {', '.join(SHAPES)}")
+    parser.add_argument("--precisions", default="bfloat16,float16,int8,int4", help=f"of {', '.join(precision_keys())}")
+    parser.add_argument("--batches", default="1,8,64")
+    parser.add_argument("--engines", default=",".join(ENGINES), help=f"of {', '.join(ENGINES)}")
+    parser.add_argument("--prompt", type=int, default=512)
+    parser.add_argument("--output", type=int, default=128)
+    parser.add_argument("--seconds", type=float, default=2.0, help="shortest window of time and energy")
+    parser.add_argument("--repeats", type=int, default=3, help="timed requests, and fewest calls of a window")
+    parser.add_argument(
+        "--profile", default="profiles/gpu.yaml", help="whose block `quantize` holds the precisions' parameters"
+    )
+    parser.add_argument("--traceback", action="store_true", help="stop at the first failure")
+    parser.add_argument("--out", help="also write the table there, as CSV")
+    arguments = parser.parse_args()
+    for name, known in (("shapes", list(SHAPES)), ("precisions", precision_keys()), ("engines", list(ENGINES))):
+        chosen = getattr(arguments, name).split(",")
+        setattr(arguments, name, chosen)
+        if unknown := [value for value in chosen if value not in known]:
+            parser.error(f"--{name}: {unknown[0]!r} is none of {', '.join(known)}")
+    arguments.batches = [int(value) for value in arguments.batches.split(",")]
+    arguments.options = read_yaml(Path(arguments.profile))["quantize"]
+    return arguments
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Recording of steps as CUDA graphs, or the reason why they cannot be."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+Step = Callable[[], None]
+
+
+class RecordingError(Exception):
+    """A step cannot be recorded; the message says why."""
+
+
+def record(steps: Sequence[Step], device: torch.device) -> list[Step]:
+    """Records each step as a CUDA graph; the graphs share one pool of memory and have to be replayed in this order.
+
+    Before anything is recorded, all steps run while PyTorch reports every wait of the host for the device. A step that
+    waits (LLM.int8() looking for outliers, a mixture that loops over its experts) could not be recorded, and a
+    recording that is broken off leaves more behind than one that was never begun.
+
+    Args:
+        steps: Steps that write their results to tensors that exist already.
+        device: The CUDA device that they run on.
+
+    Raises:
+        RecordingError: A step waits for the device, or does something else that a graph cannot hold.
+    """
+    for step in steps[:2]:
+        step()  # what is prepared at first use (tables, handles, compiled kernels) must be neither judged nor recorded
+    torch.cuda.synchronize(device)
+    try:
+        with _waits_are_errors():
+            for step in steps:
+                step()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise RecordingError(f"the host waits for the device within a step: {_first_line(error)}") from error
+    torch.cuda.synchronize(device)
+    pool = torch.cuda.graph_pool_handle()
+    graphs = []
+    try:
+        for step in steps:
+            graph = torch.cuda.CUDAGraph()
+            # another thread, such as a power meter's, may use the driver meanwhile
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+                step()
+            graphs.append(graph)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        graphs.clear()
+        torch.cuda.synchronize(device)
+        raise RecordingError(f"a step cannot be recorded: {_first_line(error)}") from error
+    return [graph.replay for graph in graphs]
+
+
+@contextmanager
+def _waits_are_errors() -> Iterator[None]:
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+def _first_line(error: BaseException) -> str:
+    """The first error's own words: what follows from it is a consequence."""
+    while isinstance(error.__context__, RuntimeError):
+        error = error.__context__
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,1 @@
+"""An English corpus from registry packages: catalogue, packages, readers by format, cleaning, building."""
