@@ -66,13 +66,15 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "perplexity_change", "dPPL", "Change of held-out perplexity", "", "lower",
-        "Perplexity less that of the same model in bfloat16, on the same windows.",
-        shown_on=("quantize",),
+        "Perplexity less that of the untuned base (tuning: what was forgotten) or of the same model in bfloat16 "
+        "(quantization), on the same windows.",
+        shown_on=("tune", "quantize"),
     ),
     Metric(
         "task_accuracy_change", "dAcc", "Change of task accuracy", "%", "higher",
-        "Task accuracy less that of the same model in bfloat16, on the same examples, in percentage points.",
-        shown_on=("quantize",),
+        "Task accuracy less that of the untuned base (tuning) or of the same model in bfloat16 (quantization), on the same "
+        "examples, in percentage points.",
+        shown_on=("tune", "quantize"),
     ),
     Metric(
         "accelerator_memory_utilization", "AMU", "Accelerator memory utilization", "GiB", "lower",

@@ -18,11 +18,13 @@ from efficientllm.data.tokenizer import (
     load_tokenizer,
     save_tokenizer,
 )
-from efficientllm.errors import ParameterError
-from efficientllm.files import file_hash, whole_directory, write_json
+from efficientllm.errors import ArtifactError, ParameterError
+from efficientllm.files import file_hash, read_json, whole_directory, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from efficientllm.evaluation.perplexity import WindowLosses
 
 HELD_OUT = "test"
 RANDOM = "not measured: random weights"
@@ -67,13 +69,14 @@ def make_base(configuration: Configuration, size: str) -> None:
 
 
 def _quality(configuration: Configuration, size: str) -> dict[str, Any]:
-    """Evaluates a base on the held-out text and the task, as its tuned models are."""
-    from efficientllm.device import select_device
+    """Evaluates a base on the held-out text and the task, as its tuned models are, and in the type that they are in."""
+    from efficientllm.device import autocast_type, select_device
     from efficientllm.measurement.quality import perplexity_values, task_values
     from efficientllm.models.weights import load_decoder
 
     device, folder = select_device(), base_folder(size)
-    decoder = load_decoder(folder, device=device).requires_grad_(False).eval()
+    dtype = autocast_type(configuration.profile.tune.training.autocast, device)
+    decoder = load_decoder(folder, device=device, dtype=dtype).requires_grad_(False).eval()
     values, losses = perplexity_values(configuration, decoder, device, folder)
     scored, groups, correct = task_values(configuration, decoder, device, folder)
     return {
@@ -82,6 +85,32 @@ def _quality(configuration: Configuration, size: str) -> dict[str, Any]:
         "windows": {"nats": losses.nats.tolist(), "tokens": losses.tokens.tolist()},
         "correct": correct.tolist(),
     }
+
+
+def read_base_quality(size: str) -> "tuple[WindowLosses, np.ndarray]":
+    """Reads how an untuned base does on the held-out windows and on the task.
+
+    Args:
+        size: A key of `bases` in params.yaml.
+
+    Returns:
+        The losses of the windows that every model tuned from it is evaluated on, and 1.0 or 0.0 for each test example.
+
+    Raises:
+        ArtifactError: The file is missing or damaged.
+    """
+    from efficientllm.evaluation.perplexity import WindowLosses
+
+    path = paths.base_quality(size)
+    content = read_json(path)
+    try:
+        windows, correct = content["windows"], np.array(content["correct"], dtype=np.float64)
+        losses = WindowLosses(np.array(windows["nats"], dtype=np.float64), np.array(windows["tokens"], dtype=np.int64))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"{path} holds no quality of a base ({error}): run `dvc repro -f -s base@{size}`"
+        ) from error
+    return losses, correct
 
 
 def _only_the_model(folder: str, names: list[str]) -> set[str]:

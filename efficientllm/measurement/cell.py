@@ -1,6 +1,7 @@
 """Measures one cell: quality, a window of training steps, a serving workload; all from its artifact, on this machine."""
 
 import gc
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from efficientllm.measurement.findings import Findings
 from efficientllm.measurement.memory import MemoryMeter
 from efficientllm.measurement.protocol import check_exclusive, idle_watts
 from efficientllm.measurement.provenance import provenance
-from efficientllm.measurement.quality import perplexity_values, task_values
+from efficientllm.measurement.quality import held_out_folder, perplexity_values, task_values
 from efficientllm.measurement.serving_values import serve
 from efficientllm.measurement.training_values import train, training_values
 from efficientllm.models.decoder import Decoder
@@ -105,10 +106,9 @@ def _measure(configuration: Configuration, axis: registry.Axis, cell: str) -> Fi
     if trained is not None:
         training_values(configuration, axis, cell, trained, meter, findings)
     # serving comes before the evaluation, whose large batches leave memory behind in the process
-    serve(configuration, axis, decoder, meter, memory, findings)
-    losses, correct = _quality(
-        configuration, axis, subjects.identity(configuration, axis, cell)[1], decoder, device, findings
-    )
+    base = None if axis == "pretrain" else base_folder(subjects.identity(configuration, axis, cell)[1])
+    serve(configuration, axis, decoder, held_out_folder(base), meter, memory, findings)
+    losses, correct = _quality(configuration, axis, base, decoder, device, findings)
     compression_values(configuration, axis, cell, losses, correct, device, findings)
     return findings
 
@@ -116,7 +116,7 @@ def _measure(configuration: Configuration, axis: registry.Axis, cell: str) -> Fi
 def _quality(
     configuration: Configuration,
     axis: registry.Axis,
-    size: str,
+    base: Path | None,
     decoder: Decoder,
     device: torch.device,
     findings: Findings,
@@ -126,7 +126,6 @@ def _quality(
     if configuration.profile.random_weights:
         findings.missing |= {key: RANDOM for key in metrics.QUALITY if key in wanted}
         return None, None
-    base = None if axis == "pretrain" else base_folder(size)
     values, losses = perplexity_values(configuration, decoder, device, base)
     correct = None
     if base is not None:

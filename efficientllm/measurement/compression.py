@@ -1,4 +1,4 @@
-"""What a technique saves in stored bytes, weighed by what it keeps of the quality."""
+"""What a technique saves in stored bytes, and what it does to the quality of the model that it starts from."""
 
 import math
 from typing import Any
@@ -7,18 +7,20 @@ import numpy as np
 import torch
 
 from efficientllm import registry
-from efficientllm.bases.base import RANDOM, base_folder
+from efficientllm.bases.base import RANDOM, base_folder, read_base_quality
 from efficientllm.config import Configuration
 from efficientllm.evaluation.perplexity import WindowLosses
 from efficientllm.measurement import subjects
 from efficientllm.measurement.findings import Findings
 from efficientllm.measurement.quality import perplexity_values, task_values
+from efficientllm.measurement.quality_change import accuracy_change, perplexity_change
 from efficientllm.measurement.statistics import bootstrap_interval, single
 from efficientllm.quantization.precision import precision
-from efficientllm.records import Value
 
-_COMPARED = ("perplexity_change", "task_accuracy_change", "model_compression_rate")
-"""Metrics of the quantization axis that compare with bfloat16."""
+_CHANGES = ("perplexity_change", "task_accuracy_change")
+_BFLOAT16 = "the tuned model in bfloat16"
+_UNTUNED = "the untuned base"
+_NO_TASK = "the data have no task"
 
 
 def compression_values(
@@ -30,7 +32,7 @@ def compression_values(
     device: torch.device,
     findings: Findings,
 ) -> None:
-    """Adds the model compression rate, and for quantization the change of quality that bfloat16 is compared by.
+    """Adds the model compression rate and the change of quality: from the untuned base, or from bfloat16.
 
     The rate is one of stored bytes, for quantization times the quality that is left.
 
@@ -53,8 +55,25 @@ def compression_values(
         findings.values[key] = single(
             key, whole / stored, method="bytes of the base's weights over bytes that the method stores"
         )
+        _tuned(configuration, size, losses, correct, findings)
         return
     _quantized(configuration, cell, losses, correct, device, findings)
+
+
+def _tuned(
+    configuration: Configuration,
+    size: str,
+    losses: WindowLosses | None,
+    correct: np.ndarray | None,
+    findings: Findings,
+) -> None:
+    """Compares a tuned cell with its base: what it has learned of the task and forgotten of the text."""
+    if configuration.profile.random_weights or losses is None or correct is None:
+        findings.missing |= dict.fromkeys(_CHANGES, RANDOM if configuration.profile.random_weights else _NO_TASK)
+        return
+    base_losses, base_correct = read_base_quality(size)
+    findings.values["perplexity_change"] = perplexity_change(losses, base_losses, _UNTUNED)
+    findings.values["task_accuracy_change"] = accuracy_change(correct, base_correct, _UNTUNED)
 
 
 def _quantized(
@@ -79,15 +98,15 @@ def _quantized(
     }
     findings.information["compression"] = sizes
     if configuration.profile.random_weights or losses is None or correct is None:
-        reason = RANDOM if configuration.profile.random_weights else "the data have no task"
-        findings.missing |= dict.fromkeys(_COMPARED, reason)
+        reason = RANDOM if configuration.profile.random_weights else _NO_TASK
+        findings.missing |= dict.fromkeys((*_CHANGES, "model_compression_rate"), reason)
         return
     base = base_folder(size)
     original = subjects.reference(configuration, size, device)
     _, reference_losses = perplexity_values(configuration, original, device, base)
     _, _, reference = task_values(configuration, original, device, base)
-    findings.values["perplexity_change"] = _perplexity_change(losses, reference_losses)
-    findings.values["task_accuracy_change"] = _accuracy_change(correct, reference)
+    findings.values["perplexity_change"] = perplexity_change(losses, reference_losses, _BFLOAT16)
+    findings.values["task_accuracy_change"] = accuracy_change(correct, reference, _BFLOAT16)
     sizes["accuracy_bfloat16"] = 100 * float(reference.mean())
     sizes["perplexity_bfloat16"] = math.exp(reference_losses.mean)
     if not reference.any():
@@ -105,30 +124,4 @@ def _quantized(
     findings.values["model_compression_rate"] = single(
         "model_compression_rate", ratio * kept, n=len(correct), interval=(ratio * low, ratio * high),
         method="stored bytes of bfloat16 over this cell's, times task accuracy over bfloat16's; paired bootstrap",
-    )  # fmt: skip
-
-
-def _perplexity_change(losses: WindowLosses, reference: WindowLosses) -> Value:
-    """Difference in perplexity on the same windows; both models are drawn together."""
-    triples = np.stack([losses.nats, reference.nats, losses.tokens], axis=1)
-
-    def difference(draws: np.ndarray) -> np.ndarray:
-        nats, reference_nats, tokens = np.moveaxis(draws.sum(axis=1), -1, 0)
-        changed: np.ndarray = np.exp(nats / tokens) - np.exp(reference_nats / tokens)
-        return changed
-
-    return single(
-        "perplexity_change", math.exp(losses.mean) - math.exp(reference.mean), n=len(losses.nats),
-        interval=bootstrap_interval(triples, difference),
-        method="perplexity less that of the tuned model in bfloat16, on the same windows; paired bootstrap over windows",
-    )  # fmt: skip
-
-
-def _accuracy_change(correct: np.ndarray, reference: np.ndarray) -> Value:
-    """Difference in accuracy on the same examples, in percentage points."""
-    change = 100 * (correct - reference)
-    return single(
-        "task_accuracy_change", float(change.mean()), n=len(change),
-        interval=bootstrap_interval(change, lambda draws: draws.mean(axis=1)),
-        method="task accuracy less that of the tuned model in bfloat16, on the same examples; paired bootstrap over examples",
     )  # fmt: skip

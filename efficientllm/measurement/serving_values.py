@@ -7,6 +7,7 @@ work, at other clocks.
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -33,16 +34,27 @@ def serve(
     configuration: Configuration,
     axis: registry.Axis,
     decoder: Decoder,
+    held_out: Path,
     meter: EnergyMeter,
     memory: MemoryMeter,
     findings: Findings,
 ) -> None:
-    """Measures the serving workload of a model and adds its values: latencies, throughput, memory, for quantization energy."""
+    """Measures the serving workload of a model and adds its values: latencies, throughput, memory, for quantization energy.
+
+    Args:
+        configuration: The run's parameters.
+        axis: The cell's axis.
+        decoder: The model.
+        held_out: Folder of the text that prompts are taken from, in the model's own tokens.
+        meter: Meter of energy.
+        memory: Meter of memory.
+        findings: Takes the values.
+    """
     settings = configuration.profile.measure
     device = decoder.embed_tokens.weight.device
     engine = serving_engine(decoder, settings)
     findings.kernels["serving"] = engine.execution
-    prompts = serving_prompts(settings.serving_batch_size, settings.serving_prompt_length, device)
+    prompts = serving_prompts(held_out, settings.serving_batch_size, settings.serving_prompt_length, device)
     engine.generate(prompts)  # unmeasured, so that one-off costs are not in the times of the tokens
     times = [engine.generate(prompts, time_tokens=True).token_times for _ in range(settings.repeats)]
     served = measure_workload(serving_workload(engine, prompts), settings, meter, memory)
@@ -55,7 +67,7 @@ def serve(
     findings.information["weights"] = stored_parts(decoder)
     del engine  # its cache makes room for those of the curves
     findings.information["serving_curves"] = serving_curves(
-        decoder, settings, lambda batch, length: serving_prompts(batch, length, device), meter, bandwidth
+        decoder, settings, lambda batch, length: serving_prompts(held_out, batch, length, device), meter, bandwidth
     )
 
 

@@ -3,10 +3,11 @@
 Compared rows run the same one: the same batch of the same tokens at every call, whatever the technique.
 """
 
+from pathlib import Path
+
 import numpy as np
 import torch
 
-from efficientllm import paths
 from efficientllm.config.schema import MeasureSettings
 from efficientllm.data.packing import open_split
 from efficientllm.measurement.protocol import Workload
@@ -14,12 +15,16 @@ from efficientllm.models.decoder import Decoder
 from efficientllm.serving.engine import GreedyEngine
 
 
-def serving_prompts(batch_size: int, length: int, device: torch.device) -> torch.Tensor:
-    """Prompts `[B, P]`: consecutive pieces of the test split, the same for every cell.
+def serving_prompts(held_out: Path, batch_size: int, length: int, device: torch.device) -> torch.Tensor:
+    """Prompts `[B, P]`: consecutive pieces of the test split, the same for every cell of a size.
 
-    A split that has fewer tokens is read again from its start.
+    Args:
+        held_out: Folder with the test split in the model's own tokens; one that has fewer is read again from its start.
+        batch_size: Number of prompts.
+        length: Tokens of each prompt.
+        device: Where the model lies.
     """
-    tokens = open_split(paths.DATA, "test")[: batch_size * length]
+    tokens = open_split(held_out, "test")[: batch_size * length]
     return torch.as_tensor(np.resize(tokens.astype(np.int64), (batch_size, length)), device=device)
 
 

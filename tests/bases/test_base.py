@@ -1,6 +1,7 @@
 """Anyone's checkpoint becomes a base: same function, own tokenizer, held-out text in its own tokens."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from efficientllm import paths
-from efficientllm.bases.base import base_folder, make_base
+from efficientllm.bases.base import base_folder, make_base, read_base_quality
 from efficientllm.config.load import Configuration, read_yaml
 from efficientllm.config.schema import Parameters, Profile
 from efficientllm.data.packing import open_split
@@ -101,7 +102,14 @@ def test_a_pretraining_run(run: Path) -> None:
     make_base(configuration(source), "small")
     assert not (base_folder("small") / "test.npy").exists(), "the prepared tokens are the model's own"
     torch.testing.assert_close(load_decoder(base_folder("small"))(TOKENS).logits, decoder(TOKENS).logits)
-    assert 150 < quality()["perplexity"] < 600  # about the vocabulary's size: the weights are random
+    perplexity = quality()["perplexity"]
+    assert 150 < perplexity < 600  # about the vocabulary's size: the weights are random
+    losses, correct = read_base_quality("small")
+    assert math.exp(losses.mean) == pytest.approx(perplexity)
+    assert 100 * correct.mean() == pytest.approx(quality()["task_accuracy"])
+    paths.base_quality("small").write_text('{"reason": "out of memory"}')
+    with pytest.raises(ArtifactError, match="holds no quality of a base"):
+        read_base_quality("small")
 
 
 @pytest.mark.parametrize("tied", [True, False])

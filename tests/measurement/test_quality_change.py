@@ -1,4 +1,4 @@
-"""The comparison of a quantized cell with bfloat16: paired, so that what both models share drops out."""
+"""The comparison of two models of a size: paired, so that what both models share drops out."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from efficientllm.evaluation.perplexity import WindowLosses
-from efficientllm.measurement.compression import _accuracy_change, _perplexity_change
+from efficientllm.measurement.quality_change import accuracy_change, perplexity_change
 from efficientllm.measurement.statistics import bootstrap_interval
 
 DRAWS = np.random.default_rng(0)
@@ -14,10 +14,10 @@ DRAWS = np.random.default_rng(0)
 
 def test_a_model_against_itself_changes_nothing() -> None:
     losses = WindowLosses(DRAWS.uniform(100, 300, 50), np.full(50, 64.0))
-    found = _perplexity_change(losses, losses)
+    found = perplexity_change(losses, losses, "another")
     assert (found.value, found.ci_low, found.ci_high) == (0, 0, 0)
     correct = DRAWS.integers(0, 2, 80).astype(float)
-    found = _accuracy_change(correct, correct)
+    found = accuracy_change(correct, correct, "another")
     assert (found.value, found.ci_low, found.ci_high) == (0, 0, 0)
 
 
@@ -25,7 +25,7 @@ def test_perplexity_change_is_the_difference_and_its_interval_is_paired() -> Non
     tokens = np.full(60, 64.0)
     reference = WindowLosses(tokens * DRAWS.uniform(2, 5, 60), tokens)  # windows differ far more than the two models
     worse = WindowLosses(reference.nats + tokens * DRAWS.normal(0.02, 0.01, 60), tokens)
-    found = _perplexity_change(worse, reference)
+    found = perplexity_change(worse, reference, "another")
     assert found.value == pytest.approx(math.exp(worse.mean) - math.exp(reference.mean))
     assert found.ci_low is not None and found.ci_high is not None
     assert 0 < found.ci_low < found.value < found.ci_high
@@ -37,7 +37,7 @@ def test_perplexity_change_is_the_difference_and_its_interval_is_paired() -> Non
 def test_accuracy_change_is_in_percentage_points() -> None:
     reference = np.array([1.0] * 60 + [0.0] * 40)
     correct = np.array([1.0] * 50 + [0.0] * 50)
-    found = _accuracy_change(correct, reference)
+    found = accuracy_change(correct, reference, "another")
     assert found.value == pytest.approx(-10)
     assert found.ci_low is not None and found.ci_high is not None
     assert -17 < found.ci_low < -10 < found.ci_high < -3
