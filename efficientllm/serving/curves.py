@@ -5,7 +5,6 @@ work for a small batch and little for a large one; a small cache (MQA, MLA, NSA,
 counts where contexts are long.
 """
 
-import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -133,15 +132,12 @@ def _measured(
 def _calls(engine: GreedyEngine, device: torch.device, seconds: float) -> list[float]:
     """Decodes again and again at the same positions; seconds of each call."""
     started, times = time.perf_counter(), list[float]()
-    for calls in itertools.count(1):
+    while len(times) < _LEAST_CALLS or time.perf_counter() - started < seconds:
         before = time.perf_counter()
         engine.decode()
         _wait(device)
-        now = time.perf_counter()
-        times.append(now - before)
-        if calls >= _LEAST_CALLS and now - started >= seconds:
-            return times
-    raise AssertionError("unreachable")
+        times.append(time.perf_counter() - before)
+    return times
 
 
 def _wait(device: torch.device) -> None:
