@@ -101,10 +101,12 @@ def _quantized(
         reason = RANDOM if configuration.profile.random_weights else _NO_TASK
         findings.missing |= dict.fromkeys((*_CHANGES, "model_compression_rate"), reason)
         return
-    base = base_folder(size)
-    original = subjects.reference(configuration, size, device)
-    _, reference_losses = perplexity_values(configuration, original, device, base)
-    _, _, reference = task_values(configuration, original, device, base)
+    if technique == subjects.REFERENCE_PRECISION:
+        reference_losses, reference = losses, correct
+    else:
+        base, original = base_folder(size), subjects.reference(configuration, size, device)
+        _, reference_losses = perplexity_values(configuration, original, device, base)
+        _, _, reference = task_values(configuration, original, device, base)
     findings.values["perplexity_change"] = perplexity_change(losses, reference_losses, _BFLOAT16)
     findings.values["task_accuracy_change"] = accuracy_change(correct, reference, _BFLOAT16)
     sizes["accuracy_bfloat16"] = 100 * float(reference.mean())

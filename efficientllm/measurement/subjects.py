@@ -24,6 +24,9 @@ from efficientllm.training.trainer import Trainer
 from efficientllm.tuning.method import tuning_method
 from efficientllm.tuning.tune import load_tuned, prepare_model, tuning_trainer
 
+REFERENCE_PRECISION = "bfloat16"
+"""What the other precisions are compared with."""
+
 
 def identity(configuration: Configuration, axis: registry.Axis, cell: str) -> tuple[str, str]:
     """Returns technique and size of a cell."""
@@ -56,7 +59,7 @@ def load(configuration: Configuration, axis: registry.Axis, cell: str, device: t
 
 def reference(configuration: Configuration, size: str, device: torch.device) -> Decoder:
     """Loads the model that the quantized cells of a size are compared with: the tuned one, cast to bfloat16."""
-    return load_tuned(tuned_folder(configuration, size), device=device).to(torch.bfloat16)
+    return load_tuned(tuned_folder(configuration, size), device=device).to(getattr(torch, REFERENCE_PRECISION))
 
 
 def trainer(configuration: Configuration, axis: registry.Axis, cell: str, device: torch.device) -> Trainer:
