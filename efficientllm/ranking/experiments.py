@@ -1,0 +1,137 @@
+"""The experiments of `dvc exp`, compared by one metric of one cell: what a sweep has found."""
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from efficientllm import paths
+from efficientllm.errors import ArtifactError, ParameterError, unknown_name
+from efficientllm.metrics import metric
+from efficientllm.ranking.results import RESULTS_FILE
+
+_WORKSPACE = "workspace"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What one experiment found for a cell.
+
+    Args:
+        name: Its name in `dvc exp show`; the branch, for the commit that experiments start from.
+        value: The metric, None where it is missing.
+        ci_low: Lower end of its 95 % interval, where there is one.
+        ci_high: Upper end.
+        reason: Why the value is missing.
+        changed: The parameters in which the compared experiments differ, as this one had them.
+    """
+
+    name: str
+    value: float | None
+    ci_low: float | None
+    ci_high: float | None
+    reason: str | None
+    changed: dict[str, Any]
+
+
+def compare_experiments(axis: str, cell: str, metric_key: str) -> list[Experiment]:
+    """Reads the experiments of the current commit, best first, those without a value last.
+
+    Args:
+        axis: `pretrain`, `tune` or `quantize`.
+        cell: A cell of that axis, for example `lora-small`.
+        metric_key: Key of a metric.
+
+    Raises:
+        ParameterError: The metric is unknown, or no experiment has the cell.
+        ArtifactError: There is no DVC repository, or no experiment has finished.
+    """
+    import dvc.api
+    from dvc.exceptions import DvcException
+
+    higher = metric(metric_key).direction == "higher"
+    try:
+        shown = [entry for entry in dvc.api.exp_show() if entry["rev"] != _WORKSPACE]
+    except DvcException as error:
+        raise ArtifactError(f"the experiments cannot be listed: {error}") from error
+    tables = {entry["Experiment"] or entry["rev"]: _table(entry["rev"], axis) for entry in shown}
+    if not any(tables.values()):
+        raise ArtifactError(f"no experiment of this commit has results of the axis {axis!r}: run `dvc exp run` first")
+    if not any(line["cell"] == cell for table in tables.values() for line in table):
+        raise unknown_name(f"{axis} cell", cell, {line["cell"] for table in tables.values() for line in table})
+    lines = {
+        name: line
+        for name, table in tables.items()
+        for line in table
+        if (line["cell"], line["metric"]) == (cell, metric_key)
+    }
+    if not lines:
+        raise ParameterError(f"{metric_key} is not measured on the axis {axis!r}")
+    revisions = {entry["Experiment"] or entry["rev"]: entry["rev"] for entry in shown}
+    changed = _differences({name: _flat(dvc.api.params_show(rev=revisions[name])) for name in lines})
+    found = [_experiment(name, line, changed[name]) for name, line in lines.items()]
+    return sorted(found, key=lambda one: (one.value is None, (one.value or 0) * (-1 if higher else 1), one.name))
+
+
+def describe(experiments: list[Experiment], metric_key: str) -> list[str]:
+    """Returns lines for the terminal: a table, and which experiment is best, and whether others cannot be told from it."""
+    entry = metric(metric_key)
+    lines = [f"{entry.label}{f' ({entry.unit})' if entry.unit else ''}, {entry.direction} is better"]
+    width = max(len(experiment.name) for experiment in experiments)
+    for experiment in experiments:
+        shown = "missing: " + str(experiment.reason) if experiment.value is None else f"{experiment.value:.4g}"
+        if experiment.ci_low is not None and experiment.ci_high is not None:
+            shown += f" [{experiment.ci_low:.4g}, {experiment.ci_high:.4g}]"
+        changed = "  ".join(f"{name}={value}" for name, value in experiment.changed.items())
+        lines.append(f"  {experiment.name:{width}s}  {shown:32s}  {changed}".rstrip())
+    best = experiments[0]
+    if best.value is not None:
+        tied = [other.name for other in experiments[1:] if _overlap(best, other)]
+        lines.append(f"best: {best.name}" + (f"; not told apart from it: {', '.join(tied)}" if tied else ""))
+    return lines
+
+
+def _overlap(first: Experiment, second: Experiment) -> bool:
+    if None in (first.ci_low, first.ci_high, second.ci_low, second.ci_high):
+        return False
+    return bool(first.ci_low <= second.ci_high and second.ci_low <= first.ci_high)  # type: ignore[operator]
+
+
+def _table(revision: str, axis: str) -> list[dict[str, str]]:
+    """An axis' lines of a revision's tidy results; none where it has not finished, or DVC's cache lacks them."""
+    import dvc.api
+    from dvc.exceptions import DvcException
+
+    try:
+        with dvc.api.open(str(paths.RESULTS / RESULTS_FILE), rev=revision) as stream:
+            return [line for line in csv.DictReader(stream) if line["axis"] == axis]
+    except (DvcException, FileNotFoundError):
+        return []
+
+
+def _flat(parameters: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested parameters as dotted names; those of a profile without the name of its file."""
+    flat: dict[str, Any] = {}
+    for key, value in parameters.items():
+        name = prefix + key.partition(":")[2] if ":" in key else prefix + key
+        flat |= _flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return flat
+
+
+def _differences(parameters: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Of each experiment, the parameters that not all have alike."""
+    names = sorted({key for shown in parameters.values() for key in shown})
+    differing = [name for name in names if len({str(shown.get(name)) for shown in parameters.values()}) > 1]
+    return {
+        experiment: {name: shown[name] for name in differing if name in shown}
+        for experiment, shown in parameters.items()
+    }
+
+
+def _experiment(name: str, line: Mapping[str, str], changed: dict[str, Any]) -> Experiment:
+    def number(column: str) -> float | None:
+        return float(line[column]) if line[column] else None
+
+    return Experiment(
+        name, number("value"), number("ci_low"), number("ci_high"), line["missing_reason"] or None, changed
+    )

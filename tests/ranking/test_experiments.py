@@ -1,0 +1,96 @@
+"""Experiments of a real DVC repository, whose only stage writes the results of a cell from a learning rate."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from efficientllm.errors import ArtifactError, ParameterError
+from efficientllm.ranking.experiments import compare_experiments, describe
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("experiments")]
+
+STAGE = """
+import yaml
+rate = yaml.safe_load(open("profile.yaml"))["tune"]["rate"]
+loss = 1 + abs(rate - 0.004) * 100
+print("axis,cell,metric,value,ci_low,ci_high,missing_reason")
+print(f"tune,lora-small,task_loss,{loss},{loss - 0.15},{loss + 0.15},")
+print("tune,lora-small,task_accuracy,,,,not measured: no task")
+"""
+PIPELINE = """
+stages:
+  normalize:
+    cmd: mkdir -p results && {python} stage.py > results/results.csv
+    deps: [stage.py]
+    params: [profile.yaml: [tune], params.yaml: [seed]]
+    outs: [results/results.csv]
+"""
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("experiments")
+    (root / "stage.py").write_text(STAGE)
+    (root / "dvc.yaml").write_text(PIPELINE.format(python=sys.executable))
+    (root / "profile.yaml").write_text("tune: {rate: 0.002, steps: 5}\n")
+    (root / "params.yaml").write_text("seed: 0\n")
+    dvc = str(Path(sys.executable).parent / "dvc")
+    for command in (
+        ["git", "init", "-q"], ["git", "config", "user.email", "a@b"], ["git", "config", "user.name", "a"],
+        [dvc, "init", "-q"], [dvc, "config", "core.analytics", "false"], [dvc, "repro", "-q"],
+        ["git", "add", "-A"], ["git", "commit", "-qm", "first"],
+        *([dvc, "exp", "run", "-q", "-n", name, "-S", f"profile.yaml:tune.rate={rate}"]
+          for name, rate in (("best", 0.004), ("near", 0.005), ("far", 0.009))),
+    ):  # fmt: skip
+        subprocess.run(command, cwd=root, check=True, capture_output=True, text=True)
+    return root
+
+
+def test_the_best_comes_first_with_what_it_changed(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(repository)
+    found = compare_experiments("tune", "lora-small", "task_loss")
+    assert [entry.name for entry in found[:2]] == ["best", "near"]
+    assert len(found) == 4
+    assert found[0].value == pytest.approx(1.0)
+    assert [entry.changed for entry in found] == [{"tune.rate": rate} for rate in (0.004, 0.005, 0.002, 0.009)]
+    lines = describe(found, "task_loss")
+    assert lines[0] == "Held-out task loss (nat/token), lower is better"
+    assert "best" in lines[1]
+    assert "tune.rate=0.004" in lines[1]
+    assert lines[-1] == f"best: best; not told apart from it: near, {found[2].name}"
+
+
+def test_a_missing_value_has_its_reason(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(repository)
+    found = compare_experiments("tune", "lora-small", "task_accuracy")
+    assert {entry.reason for entry in found} == {"not measured: no task"}
+    assert not any(line.startswith("best") for line in describe(found, "task_accuracy"))
+
+
+@pytest.mark.parametrize(
+    ("cell", "metric", "message"),
+    [
+        ("lora-smal", "task_loss", "unknown tune cell 'lora-smal'; did you mean 'lora-small'?"),
+        ("lora-small", "task_los", "unknown metric 'task_los'; did you mean 'task_loss'?"),
+        ("lora-small", "perplexity", "perplexity is not measured on the axis 'tune'"),
+    ],
+)
+def test_faults(repository: Path, monkeypatch: pytest.MonkeyPatch, cell: str, metric: str, message: str) -> None:
+    monkeypatch.chdir(repository)
+    with pytest.raises(ParameterError) as caught:
+        compare_experiments("tune", cell, metric)
+    assert message in str(caught.value)
+
+
+def test_no_experiment_of_an_axis(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(repository)
+    with pytest.raises(ArtifactError, match="no experiment of this commit has results of the axis 'quantize'"):
+        compare_experiments("quantize", "int4-small", "task_loss")
+
+
+def test_outside_of_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ArtifactError, match="the experiments cannot be listed"):
+        compare_experiments("tune", "lora-small", "task_loss")
