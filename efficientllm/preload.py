@@ -36,8 +36,11 @@ _NAMESPACES = ("net", "mnt", "pid", "user", "cgroup")
 
 
 def available() -> bool:
-    """Says whether stages run through a preloaded process here: on Linux, unless it is turned off."""
-    return sys.platform == "linux" and os.environ.get(SWITCH, "1") != "0"
+    """Says whether stages run through a preloaded process here: on Linux, unless it is turned off.
+
+    A process that torchrun has started is watched by it and must do its work itself.
+    """
+    return sys.platform == "linux" and os.environ.get(SWITCH, "1") != "0" and "TORCHELASTIC_RUN_ID" not in os.environ
 
 
 def run_preloaded(module: str) -> int | None:

@@ -15,9 +15,17 @@ def main(argv: list[str] | None = None) -> int:
     configuration.architecture(architecture)
 
     def work() -> None:
+        from efficientllm.distributed.launch import train_in_parallel
         from efficientllm.training.pretrain import pretrain
 
-        pretrain(configuration, architecture)
+        profile, command = configuration.profile, ["--architecture", architecture]
+        train_in_parallel(
+            profile,
+            profile.pretrain.training,
+            "stages.pretrain",
+            command,
+            lambda: pretrain(configuration, architecture),
+        )
 
     return run_cell("pretrain", architecture, [paths.DATA], work)
 

@@ -15,9 +15,14 @@ def main(argv: list[str] | None = None) -> int:
     configuration = config.load()
 
     def work() -> None:
+        from efficientllm.distributed.launch import train_in_parallel
         from efficientllm.tuning.tune import tune
 
-        tune(configuration, arguments.method, arguments.size)
+        profile, command = configuration.profile, ["--method", arguments.method, "--size", arguments.size]
+        train_in_parallel(
+            profile, profile.tune.training, "stages.tune", command,
+            lambda: tune(configuration, arguments.method, arguments.size),
+        )  # fmt: skip
 
     base = paths.artifact("base", arguments.size)
     return run_cell("tune", registry.cell_name(arguments.method, arguments.size), [base], work)

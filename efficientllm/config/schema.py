@@ -165,6 +165,17 @@ class PretrainSettings(Section):
     training: TrainingSettings
 
 
+class ParallelSettings(Section):
+    """In how many processes a cell is trained."""
+
+    strategy: Literal["none", "ddp", "fsdp"] = Field(
+        description="ddp: each process holds the whole model; fsdp: weights, gradients and optimizer state are sharded"
+    )
+    processes: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        description="processes on this machine, of which each takes a GPU; auto: as many as there are GPUs, on a CPU one"
+    )
+
+
 class LearningRates(Section):
     """One learning rate per model size."""
 
@@ -234,6 +245,7 @@ class Profile(Section):
     data: DataSettings
     models: dict[str, Shape] = Field(min_length=1)
     architectures: dict[str, ArchitectureSettings] = Field(min_length=1)
+    parallel: ParallelSettings
     pretrain: PretrainSettings
     tune: TuneSettings
     quantize: dict[str, dict[str, Any]] = Field(min_length=1)

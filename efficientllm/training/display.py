@@ -21,11 +21,13 @@ class Display:
         description: Name of the run.
         steps: Steps in all.
         done: Steps done before this process began.
+        quiet: Show nothing: another process does.
     """
 
     _READ_INTERVAL_S = 0.25
 
-    def __init__(self, description: str, steps: int, done: int) -> None:
+    def __init__(self, description: str, steps: int, done: int, *, quiet: bool = False) -> None:
+        self._quiet = quiet
         self._description = description
         self._steps = steps
         self._step = done
@@ -35,7 +37,7 @@ class Display:
         self._bar: Progress | None = None
 
     def __enter__(self) -> Self:
-        if sys.stdout.isatty():
+        if sys.stdout.isatty() and not self._quiet:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
             self._bar = Progress(
@@ -54,6 +56,8 @@ class Display:
 
     def advance(self, loss: "torch.Tensor", tokens: int) -> None:
         """Counts one finished step."""
+        if self._quiet:
+            return
         self._step += 1
         self._tokens += tokens
         now = time.perf_counter()

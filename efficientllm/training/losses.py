@@ -62,7 +62,7 @@ def hidden_token_losses(
 
 
 def training_loss(
-    decoder: Decoder, inputs_bt: torch.Tensor, labels_bt: torch.Tensor
+    decoder: Decoder, inputs_bt: torch.Tensor, labels_bt: torch.Tensor, weight: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean next-token loss of a batch.
 
@@ -71,6 +71,7 @@ def training_loss(
         inputs_bt: Token ids `[B, T]`.
         labels_bt: The token after each input, `IGNORED` where there is no loss. They may stay in host memory where the
             decoder lies on a GPU: ignored positions then cost nothing in the head (see `linear_cross_entropy`).
+        weight: Factor of the cross-entropy, for a batch that is one process' share of a larger one.
 
     Returns:
         The loss to minimise (with the mixture of experts' balancing loss, where there is one), and the cross-entropy
@@ -85,8 +86,35 @@ def training_loss(
     else:
         logits_nv = decoder.project(hidden_nc)
         loss = F.cross_entropy(logits_nv.float(), labels_n.to(logits_nv.device), ignore_index=IGNORED)
+    loss = loss * weight
     total = loss if auxiliary_loss is None else loss + auxiliary_loss
     return total, loss.detach()
+
+
+class TrainingLoss(nn.Module):
+    """`training_loss` as a module around the trained model, which is what DDP and FSDP wrap.
+
+    Args:
+        model: Holds the trained parameters.
+        decoder: The decoder inside it that is called.
+        evaluate: Returns the held-out loss in nats per token; it calls the decoder too.
+    """
+
+    def __init__(self, model: nn.Module, decoder: Any, evaluate: Callable[[], float]) -> None:
+        super().__init__()
+        self.model = model
+        self._called = (decoder,)  # in a tuple, or its parameters would be listed twice
+        self._evaluate = evaluate
+
+    def forward(
+        self, inputs_bt: torch.Tensor, labels_bt: torch.Tensor, weight: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Computes `training_loss`."""
+        return training_loss(self._called[0], inputs_bt, labels_bt, weight)
+
+    def evaluate(self) -> float:
+        """Evaluates the model."""
+        return self._evaluate()
 
 
 def default_chunk(vocabulary: int) -> int:

@@ -10,6 +10,7 @@ from efficientllm.data.manifest import read_manifest
 from efficientllm.data.packing import IGNORED, evaluation_windows, open_split, training_batch
 from efficientllm.data.tokenizer import copy_tokenizer
 from efficientllm.device import select_device
+from efficientllm.distributed.world import is_first
 from efficientllm.files import file_hash, whole_directory
 from efficientllm.models.build import build_decoder, decoder_config
 from efficientllm.models.config import DecoderConfig
@@ -71,7 +72,9 @@ def pretraining_trainer(configuration: Configuration, name: str, decoder: Decode
 
     own = configuration.profile.architectures[name]
     decoder.select_kernel(own.kernel)
-    task = TrainingTask(decoder, decoder, batch, evaluate, parameter_groups(decoder, settings), own.learning_rate)
+    task = TrainingTask(
+        decoder, decoder, batch, evaluate, lambda: parameter_groups(decoder, settings), own.learning_rate
+    )
     return Trainer(task, settings, device)
 
 
@@ -98,7 +101,8 @@ def pretrain(configuration: Configuration, name: str) -> None:
     torch.manual_seed(seed)
     decoder = build_decoder(config, device=device)
     trainer = pretraining_trainer(configuration, name, decoder, device)
-    print("; ".join(f"{part}: {kernel}" for part, kernel in trainer.kernels().items()))
+    if is_first():
+        print("; ".join(f"{part}: {kernel}" for part, kernel in trainer.kernels().items()))
     identity = fingerprint(
         model=config.to_dict(), training=settings.model_dump(), seed=seed,
         learning_rate=trainer.task.learning_rate, data=file_hash(paths.DATA / "manifest.json"),

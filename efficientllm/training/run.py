@@ -2,9 +2,12 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
 
 from efficientllm import paths
-from efficientllm.measurement.energy import EnergyMeter
+from efficientllm.distributed.totals import device_memory, peak_gib, total_joules
+from efficientllm.measurement.energy import EnergyMeter, RunningEnergy
 from efficientllm.training.telemetry import write_telemetry
 from efficientllm.training.trainer import Trainer
 
@@ -13,6 +16,8 @@ def train(
     trainer: Trainer, axis: str, cell: str, identity: str, tokens_per_step: float, save: Callable[[], None]
 ) -> None:
     """Trains, saves the model, writes the telemetry, and only then drops the checkpoint.
+
+    Where several processes train, all of them call this, and the first one writes.
 
     Args:
         trainer: The prepared run.
@@ -23,14 +28,40 @@ def train(
         save: Writes the model's artifact.
     """
     meter = EnergyMeter(trainer.device)
+    others = trainer.world
     with meter.running() as reading:
         progress = trainer.run(
             checkpoints=paths.checkpoint(axis, cell),
             fingerprint=identity,
             description=f"{axis}@{cell}",
-            joules=reading.joules,
+            joules=reading.joules if others is None else lambda: _joules_of_all(reading, trainer),
         )
+    hardware: dict[str, Any] = {
+        "device": meter.device_name,
+        "energy_method": meter.method,
+        "energy_source": meter.source,
+    }
+    if others is not None:
+        hardware["parallel"] = _parallel_facts(trainer)
+        trainer.gather()
+        if not others.is_first:
+            return
     save()
-    hardware = {"device": meter.device_name, "energy_method": meter.method, "energy_source": meter.source}
     write_telemetry(paths.telemetry(axis, cell), progress, tokens_per_step, hardware)
     shutil.rmtree(paths.checkpoint(axis, cell), ignore_errors=True)
+
+
+def _joules_of_all(reading: RunningEnergy, trainer: Trainer) -> float | None:
+    assert trainer.world is not None
+    return total_joules(reading.joules(), trainer.world, trainer.device)
+
+
+def _parallel_facts(trainer: Trainer) -> dict[str, Any]:
+    """What the processes were, and the memory of their devices."""
+    assert trainer.world is not None
+    memory = device_memory(trainer.world.gathered(peak_gib(trainer.device), trainer.device))
+    return {
+        "strategy": trainer.world.strategy,
+        "processes": trainer.world.size,
+        "memory_peak_gib": None if memory is None else asdict(memory),
+    }

@@ -12,10 +12,11 @@ from torch import nn
 
 from efficientllm.config.schema import TrainingSettings
 from efficientllm.device import autocast_type
+from efficientllm.distributed import world
 from efficientllm.errors import CellFailure
 from efficientllm.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from efficientllm.training.display import Display
-from efficientllm.training.losses import training_loss
+from efficientllm.training.losses import TrainingLoss
 from efficientllm.training.optimizer import build_optimizer, learning_rate_at
 
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -31,7 +32,7 @@ class TrainingTask:
         batch: Returns micro-batch `i` as inputs and labels `[B, T]`; a pure function of `i`, so that resuming needs
             no state.
         evaluate: Returns the held-out loss in nats per token.
-        groups: Parameter groups for the optimizer.
+        groups: Makes the parameter groups for the optimizer; called once the parameters are where they will be trained.
         learning_rate: Peak learning rate.
     """
 
@@ -39,7 +40,7 @@ class TrainingTask:
     decoder: Any
     batch: Callable[[int], Batch]
     evaluate: Callable[[], float]
-    groups: list[dict[str, Any]]
+    groups: Callable[[], list[dict[str, Any]]]
     learning_rate: float
 
 
@@ -53,7 +54,7 @@ class StepResult:
 
 
 class Trainer:
-    """Trains a task under `TrainingSettings`.
+    """Trains a task under `TrainingSettings`; where this process has joined others, together with them.
 
     Args:
         task: What is trained.
@@ -66,13 +67,24 @@ class Trainer:
         self.settings = settings
         self.device = device
         self.autocast = autocast_type(settings.autocast, device)
-        if settings.compile == "blocks" or (settings.compile == "auto" and device.type == "cuda"):
+        self.world = world.current()
+        # FSDP gathers a block's weights in hooks around it, at which a compiled block would break off
+        shards = self.world is not None and self.world.strategy == "fsdp"
+        if not shards and (settings.compile == "blocks" or (settings.compile == "auto" and device.type == "cuda")):
             task.decoder.compile_blocks()
         if self.autocast is not None and device.type == "cuda":
             # what stays in float32 under autocast may use TF32, whose significand is wider than bfloat16's
             torch.set_float32_matmul_precision("high")
         task.decoder.gradient_checkpointing = settings.recompute_activations
-        self.optimizer = build_optimizer(task.groups, settings, task.learning_rate)
+        loss = TrainingLoss(task.model, task.decoder, task.evaluate)
+        self._loss: nn.Module = loss
+        if self.world is not None:
+            from efficientllm.distributed.strategies import distribute
+
+            torch.manual_seed(torch.initial_seed() + self.world.rank)  # dropout differs between processes
+            self._loss = distribute(loss, task.decoder, self.world, device, self.autocast)
+        self._held_out = loss.evaluate  # FSDP has put its own in the place of it
+        self.optimizer = build_optimizer(task.groups(), settings, task.learning_rate)
         self._trainable = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def kernels(self) -> dict[str, str]:
@@ -81,7 +93,8 @@ class Trainer:
             described: dict[str, str] = self.task.decoder.kernels(self.device)
         names = {"adamw": "torch fused AdamW", "adamw_8bit": "bitsandbytes 8-bit AdamW"}
         levers = {"activations": "recomputed in the backward pass"} if self.settings.recompute_activations else {}
-        return {**described, "optimizer": names[self.settings.optimizer], **levers}
+        shared = {"parallel": f"{self.world.strategy}, {self.world.size} processes"} if self.world is not None else {}
+        return {**described, "optimizer": names[self.settings.optimizer], **levers, **shared}
 
     def step(self, index: int) -> StepResult:
         """Runs optimizer step `index`: gradients of the accumulated micro-batches, clipping, AdamW."""
@@ -93,16 +106,24 @@ class Trainer:
         for micro in range(micro_batches):
             inputs, labels = self.task.batch(index * micro_batches + micro)
             tokens += inputs.numel()
+            weight = 1.0
+            if self.world is not None:
+                inputs, labels, weight = self.world.share(inputs, labels)
             with self._mixed_precision():
                 # labels stay where they are: the loss leaves out ignored ones without waiting for the device
                 on_device = inputs.to(self.device, non_blocking=True)
-                loss, cross_entropy = training_loss(self.task.decoder, on_device, labels)
+                loss, cross_entropy = self._loss(on_device, labels, weight)
             (loss / micro_batches).backward()
             losses.append(cross_entropy)
         norm = torch.nn.utils.clip_grad_norm_(self._trainable, self.settings.gradient_clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return StepResult(torch.stack(losses).mean(), tokens, norm)
+        mean = torch.stack(losses).mean()
+        if self.world is not None:
+            from efficientllm.distributed.strategies import whole
+
+            mean, norm = self.world.mean(mean), whole(norm)
+        return StepResult(mean, tokens, norm)
 
     def run(
         self,
@@ -126,9 +147,9 @@ class Trainer:
         Raises:
             CellFailure: The loss is no longer a finite number.
         """
-        found = load_checkpoint(checkpoints, fingerprint, self.task.model, self.optimizer)
+        found = load_checkpoint(checkpoints, fingerprint, self.task.model, self.optimizer, self.device)
         before = found or Progress(step=0, curve=[], seconds=0.0, joules=0.0, resumed=0)
-        if found is not None:
+        if found is not None and world.is_first():
             print(f"resuming {description} at step {found.step} of {self.settings.steps}")
         started = saved = time.perf_counter()
         curve = list(before.curve)
@@ -140,7 +161,7 @@ class Trainer:
             return Progress(step, curve, seconds, total, before.resumed + (found is not None))
 
         self.task.model.train()
-        with Display(description, self.settings.steps, before.step) as display:
+        with Display(description, self.settings.steps, before.step, quiet=not world.is_first()) as display:
             for index in range(before.step, self.settings.steps):
                 result = self.step(index)
                 display.advance(result.loss, result.tokens)
@@ -148,11 +169,25 @@ class Trainer:
                 evaluated = last or (index + 1) % self.settings.evaluation_steps == 0
                 if evaluated or index % self._curve_interval == 0:
                     curve.append(self._curve_row(index, result, evaluated, progress(index + 1)))
-                if not last and time.perf_counter() - saved > self.settings.checkpoint_seconds:
+                if not last and self._is_due(index, time.perf_counter() - saved):
                     save_checkpoint(checkpoints, fingerprint, self.task.model, self.optimizer, progress(index + 1))
                     saved = time.perf_counter()
         self.task.model.eval()
         return progress(self.settings.steps)
+
+    def _is_due(self, index: int, seconds: float) -> bool:
+        """Whether to save a checkpoint; several processes have to agree, and do so as often as the curve has points."""
+        due = seconds > self.settings.checkpoint_seconds
+        if self.world is None:
+            return due
+        return index % self._curve_interval == 0 and self.world.decided(due, self.device)
+
+    def gather(self) -> None:
+        """Ends a training in several processes: the first one's model becomes whole, to be saved."""
+        if self.world is not None:
+            from efficientllm.distributed.strategies import gather_to_first
+
+            gather_to_first(self._loss, self.world)
 
     @property
     def _curve_interval(self) -> int:
@@ -177,7 +212,11 @@ class Trainer:
     def _held_out_loss(self) -> float:
         self.task.model.eval()
         with torch.no_grad(), self._mixed_precision():
-            loss = self.task.evaluate()
+            loss: float = self._held_out()
+        if self.world is not None:
+            from efficientllm.distributed.strategies import reshard
+
+            reshard(self._loss)
         self.task.model.train()
         return loss
 

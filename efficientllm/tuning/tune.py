@@ -69,7 +69,7 @@ def tuning_trainer(
         decoder=model.decoder,
         batch=batch,
         evaluate=lambda: answer_loss(model.decoder, held_out, device),
-        groups=implementation.groups(model, implementation.options(method_settings), settings),
+        groups=lambda: implementation.groups(model, implementation.options(method_settings), settings),
         learning_rate=getattr(method_settings.learning_rate, size),
     )
     return Trainer(task, settings, device)

@@ -42,20 +42,21 @@ FAMILIES: dict[str, dict[str, Any]] = {
 MOE = {"experts": 4, "experts_per_token": 2, "load_balancing_weight": 0.02}
 
 
+def config_of(**changes: Any) -> DecoderConfig:
+    """Describes a tiny decoder with some fields changed."""
+    fields: dict[str, Any] = {
+        "vocabulary_size": 61, "hidden_size": 32, "layers": 2, "heads": 4, "key_value_heads": 2,
+        "intermediate_size": 48, "context_length": 64, "tie_embeddings": True, "block": "pre_norm",
+        "mixer": "gqa", "position": "rope", "feedforward": "swiglu", "mixer_options": {}, "position_options": {},
+        "feedforward_options": MOE if changes.get("feedforward") == "moe" else {},
+    }  # fmt: skip
+    return DecoderConfig(**{**fields, **changes})
+
+
 @pytest.fixture(scope="session")
 def make_config() -> Callable[..., DecoderConfig]:
-    """Returns a function that describes a tiny decoder with some fields changed."""
-
-    def make(**changes: Any) -> DecoderConfig:
-        fields: dict[str, Any] = {
-            "vocabulary_size": 61, "hidden_size": 32, "layers": 2, "heads": 4, "key_value_heads": 2,
-            "intermediate_size": 48, "context_length": 64, "tie_embeddings": True, "block": "pre_norm",
-            "mixer": "gqa", "position": "rope", "feedforward": "swiglu", "mixer_options": {}, "position_options": {},
-            "feedforward_options": MOE if changes.get("feedforward") == "moe" else {},
-        }  # fmt: skip
-        return DecoderConfig(**{**fields, **changes})
-
-    return make
+    """Returns `config_of`."""
+    return config_of
 
 
 @pytest.fixture(scope="session")

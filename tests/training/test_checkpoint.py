@@ -52,7 +52,7 @@ def trainer(kill_at: int | None = None, rate: float = 0.01) -> Trainer:
         window = torch.randint(16, (2, 9), generator=torch.Generator().manual_seed(index))
         return window[:, :-1], window[:, 1:]
 
-    task = TrainingTask(model, model, batch, lambda: 1.0, parameter_groups(model, SETTINGS), rate)
+    task = TrainingTask(model, model, batch, lambda: 1.0, lambda: parameter_groups(model, SETTINGS), rate)
     return Trainer(task, SETTINGS, torch.device("cpu"))
 
 

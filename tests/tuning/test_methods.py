@@ -67,7 +67,7 @@ def train(method: str, model: TunableModel, steps: int = 6) -> None:
     labels = INPUTS.roll(-1, dims=1).clone()
     labels[:, :4] = IGNORED
     groups = implementation.groups(model, implementation.options(settings(method)), TRAINING)
-    task = TrainingTask(model.module, model.decoder, lambda index: (INPUTS, labels), lambda: 0.0, groups, 0.01)
+    task = TrainingTask(model.module, model.decoder, lambda index: (INPUTS, labels), lambda: 0.0, lambda: groups, 0.01)
     trainer = Trainer(task, TRAINING, torch.device("cpu"))
     model.module.train()
     losses = [float(trainer.step(index).loss) for index in range(steps)]

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from efficientllm.config.schema import Section
+from efficientllm.distributed.world import current
 from efficientllm.models.config import DecoderConfig
 from efficientllm.models.interfaces import Feedforward, LayerState, Span
 
@@ -52,7 +53,10 @@ def load_balancing_loss(
     numbers = torch.arange(experts, device=chosen_nk.device)
     choices_ne = (chosen_nk.unsqueeze(-1) == numbers).sum(dim=1).to(probabilities_ne.dtype)
     if real_n is None:
-        return experts * (choices_ne.mean(dim=0) * probabilities_ne.mean(dim=0)).sum()
+        load_e, world = choices_ne.mean(dim=0), current()
+        if world is not None:
+            load_e = world.mean(load_e)  # the whole batch's, or the mean of the processes' losses would be another loss
+        return experts * (load_e * probabilities_ne.mean(dim=0)).sum()
     # weights rather than a selection, whose length a GPU would have to tell
     share_n1 = (real_n / real_n.sum()).unsqueeze(-1)
     return experts * ((share_n1 * choices_ne).sum(dim=0) * (share_n1 * probabilities_ne).sum(dim=0)).sum()

@@ -1,0 +1,1 @@
+"""Training in several processes: on the GPUs of one machine, or of several."""
