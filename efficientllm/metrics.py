@@ -164,6 +164,11 @@ METRICS: tuple[Metric, ...] = (
         ranked_on=_ALL,
     ),
     Metric(
+        "net_energy_per_token", "EPT net", "Net energy per token", "J/token", "lower",
+        "Energy per token less what the idle machine would have taken in the same time; never ranked.",
+        shown_on=_ALL,
+    ),
+    Metric(
         "prefill_energy_per_token", "EPT prefill", "Prefill energy per prompt token", "J/token", "lower",
         "Joules per prompt token while the served batch's prompts alone are computed.",
         shown_on=("quantize",),

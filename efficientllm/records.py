@@ -22,8 +22,9 @@ class Value(_Strict):
     """One number with all that is needed to defend it.
 
     `repeats` keeps every repeat in the order in which it was taken; `value` is their median unless `method` says
-    otherwise. The interval is a 95 % bootstrap interval, null where there is one repeat only. `window_s` is the length
-    of one repeat's window in seconds, null where the value has no window.
+    otherwise. The interval is a 95 % interval (Student's t over repeats, a bootstrap over test windows and examples), null
+    where there is one repeat only. `window_s` is the length of one repeat's window in seconds, null where the value has no
+    window.
     """
 
     value: float

@@ -18,8 +18,10 @@ from efficientllm.measurement import subjects
 from efficientllm.measurement.compression import compression_values
 from efficientllm.measurement.energy import EnergyMeter
 from efficientllm.measurement.findings import Findings
+from efficientllm.measurement.hardware import sensor_doubt
 from efficientllm.measurement.memory import MemoryMeter
-from efficientllm.measurement.protocol import check_exclusive, idle_watts
+from efficientllm.measurement.nvml import NvmlDevice
+from efficientllm.measurement.protocol import check_exclusive, idle
 from efficientllm.measurement.provenance import provenance
 from efficientllm.measurement.quality import held_out_folder, perplexity_values, task_values
 from efficientllm.measurement.serving_values import serve
@@ -65,7 +67,7 @@ def measure_cell(configuration: Configuration, axis: registry.Axis, cell: str) -
         with cell_errors():
             if (reason := failure(artifact)) is not None:
                 raise CellFailure(f"{artifact}: {reason}")
-            findings = _measure(configuration, axis, cell)
+            findings = _measure(configuration, axis, cell, hardware)
     except CellFailure as error:
         write({}, status="failed", reason=str(error))
         print(f"{axis}@{cell} failed, and is recorded as failed: {error}")
@@ -79,16 +81,22 @@ def measure_cell(configuration: Configuration, axis: registry.Axis, cell: str) -
     print(f"{axis}@{cell}: {quality}; {energy.value:.3g} J/token ({energy.source})")
 
 
-def _measure(configuration: Configuration, axis: registry.Axis, cell: str) -> Findings:
+def _measure(configuration: Configuration, axis: registry.Axis, cell: str, hardware: dict[str, Any]) -> Findings:
     settings = configuration.profile.measure
     device = select_device()
-    memory = MemoryMeter(device)
-    meter = EnergyMeter(device, settings.country_iso_code)
-    others = check_exclusive(meter.nvml, allow_shared=settings.allow_shared)
+    nvml = NvmlDevice.of(device) if device.type == "cuda" else None
+    others = check_exclusive(nvml, allow_shared=settings.allow_shared)
+    memory = MemoryMeter(device, nvml)
+    meter = EnergyMeter(device, settings.country_iso_code, nvml=nvml)
+    quiet = idle(settings.idle_seconds, meter, allow_shared=settings.allow_shared)
     information: dict[str, Any] = {
-        "idle_watts": idle_watts(settings.idle_seconds, meter),
+        "idle_watts": quiet.watts,
+        "idle_watts_missing": quiet.missing,
+        "shared_allowed": settings.allow_shared,
         "other_processes_on_device": others,
+        "others_cores_at_idle": quiet.others_cores,
         "energy_methods": meter.component_methods,
+        "energy_sensor_doubt": sensor_doubt(hardware, device),
     }
     trained = None
     if axis != "quantize":

@@ -3,6 +3,9 @@
 CodeCarbon reads NVML's energy counter for a GPU, and RAPL's for a CPU where that is readable. Without RAPL it models the
 CPU from its load, and it always models RAM as a constant. The ranked figure is the GPU's energy where the cell runs on a
 GPU, else the CPU package's; it says which it is, and whether it was measured or modelled. RAM is kept as information.
+
+Where NVML's counter cannot be read, or goes backwards, CodeCarbon goes over to sampled power without a word. So this meter
+reads the counter beside it: what it finds is in the reading's `fault`.
 """
 
 import contextlib
@@ -24,12 +27,16 @@ JOULES_PER_KWH = 3.6e6
 COUNTER_TOLERANCE = 0.05
 """Largest relative difference between CodeCarbon's and NVML's figure that is not flagged."""
 
+_LONGEST_SILENCE_S = 1.0
+"""Seconds for which the counter of a sensor that works may stand still."""
+
 _MEASURING_MODES = {
     "intel_rapl": "RAPL package counter",
     "intel_power_gadget": "Power Gadget",
     "windows_emi": "RAPL (EMI)",
 }
 _DEFAULT_COUNTRY = "USA"
+_INSTEAD = "CodeCarbon took sampled power instead"
 
 
 @dataclass
@@ -41,12 +48,14 @@ class EnergyReading:
         joules: The ranked figure.
         components: Joules of `gpu`, `cpu` and `ram`, each whether measured or modelled.
         counter_joules: NVML's own counter over the same window, where there is one.
+        fault: What makes the figure doubtful; None where nothing does.
     """
 
     seconds: float = 0.0
     joules: float = 0.0
     components: dict[str, float] = field(default_factory=dict)
     counter_joules: float | None = None
+    fault: str | None = None
 
     @property
     def watts(self) -> float:
@@ -85,7 +94,7 @@ class EnergyMeter:
         modes = {type(hardware).__name__: getattr(hardware, "_mode", None) for hardware in self._tracker._hardware}
         cpu_mode = modes.get("CPU")
         self.component_methods = {
-            "gpu": "NVML energy counter" if "GPU" in modes else "none",
+            "gpu": _gpu_method(self.nvml) if "GPU" in modes else "none",
             "cpu": _MEASURING_MODES.get(str(cpu_mode), f"model: {cpu_mode}") if "CPU" in modes else "none",
             "ram": "model: constant power per memory module",
         }
@@ -127,10 +136,6 @@ class EnergyMeter:
                     f"{self.method}: the sensor failed in the middle of a window ({error})"
                 ) from error
             reading.seconds = time.perf_counter() - started
-        if self.nvml is not None and counter is not None:
-            after = self.nvml.joules()
-            # a counter that stood still or went backwards (wrapped, or the driver was reloaded) compares with nothing
-            reading.counter_joules = after - counter if after is not None and after > counter else None
         energies = {part: getattr(data, f"{part}_energy") * JOULES_PER_KWH for part in ("gpu", "cpu", "ram")}
         reading.components = energies
         reading.joules = energies[self.scope]
@@ -139,6 +144,21 @@ class EnergyMeter:
                 f"{self.method} counted {reading.joules:g} J in {reading.seconds:.2f} s: the sensor does not work, or the "
                 "window (measure.window_seconds) is shorter than its period"
             )
+        if self.nvml is not None and counter is not None:
+            self._compare(reading, counter, self.nvml.joules())
+
+    def _compare(self, reading: EnergyReading, before: float, after: float | None) -> None:
+        """Holds CodeCarbon's joules against NVML's counter over the same window."""
+        if after is None:
+            reading.fault = f"NVML's energy counter stopped answering: {_INSTEAD}"
+        elif after < before:
+            reading.fault = f"NVML's energy counter went backwards (wrapped, or the driver was reloaded): {_INSTEAD}"
+        elif after == before:
+            reading.fault = "NVML's energy counter stood still"
+        else:
+            reading.counter_joules = after - before
+            if (difference := abs(reading.joules / reading.counter_joules - 1)) > COUNTER_TOLERANCE:
+                reading.fault = f"CodeCarbon's joules and those of NVML's counter differ by {difference:.0%}"
 
     @contextlib.contextmanager
     def running(self) -> Iterator["RunningEnergy"]:
@@ -160,23 +180,34 @@ class RunningEnergy:
     def __init__(self, meter: EnergyMeter) -> None:
         self._meter = meter
         self._total = 0.0
+        self._silent_s = 0.0
+        self.fault: str | None = None
+        """Why the energy of the whole run is not known; None as long as it is."""
         self._open()
 
     def _open(self) -> None:
         self._stack = contextlib.ExitStack()
         self._reading = self._stack.enter_context(self._meter.window())
 
-    def joules(self) -> float:
-        """Joules so far."""
-        self.close()
-        self._open()
-        return self._total
+    def joules(self) -> float | None:
+        """Joules so far; None before the first were counted, and for good once the sensor has failed."""
+        if self.fault is None:
+            self.close()
+        if self.fault is None:
+            self._open()
+        return None if self.fault is not None or self._total == 0 else self._total
 
     def close(self) -> None:
-        """Ends the current window; a window too short to have counted anything adds nothing."""
-        with contextlib.suppress(MeasurementError):
+        """Ends the current window; one too short for the sensor to have counted anything adds nothing."""
+        try:
             self._stack.close()
-        self._total += self._reading.joules
+        except MeasurementError as error:
+            self._silent_s += self._reading.seconds
+            if not self._reading.components or self._silent_s > _LONGEST_SILENCE_S:
+                self.fault = str(error)
+        else:
+            self._total += self._reading.joules
+            self._silent_s = 0.0
         self._reading = EnergyReading()
 
 
@@ -229,3 +260,8 @@ def _name_of(device: "torch.device") -> str:
     from efficientllm.measurement.hardware import cpu_model
 
     return cpu_model()
+
+
+def _gpu_method(nvml: NvmlDevice | None) -> str:
+    fault = None if nvml is None else nvml.counter_fault()
+    return "NVML energy counter" if fault is None else f"NVML power, sampled every second (no energy counter: {fault})"

@@ -8,12 +8,16 @@ import contextlib
 import platform
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from efficientllm.device import allowed_cores
 from efficientllm.files import write_json
 
+if TYPE_CHECKING:
+    import torch
+
 _RAPL = Path("/sys/class/powercap")
+_MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 _TYPES = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8")
 
 
@@ -45,32 +49,78 @@ def write_hardware(path: Path, hardware: dict[str, Any]) -> None:
 
 
 def describe(hardware: dict[str, Any]) -> list[str]:
-    """Says in words what will be measured here, what modelled, and how to get the rest."""
-    cpu, gpus = hardware["cpu"], hardware["gpus"]
+    """Says in words what will be measured here, what modelled, what is missing, and how to get the rest."""
+    cpu, gpus, software = hardware["cpu"], hardware["gpus"], hardware["software"]
+    cuda = f", CUDA {software['cuda']}" if software["cuda"] else ""
     lines = [
         f"CPU      {cpu['model']}, {cpu['allowed_cores']:g} allowed cores, {hardware['ram_limit_gib']:g} GiB of memory",
-        f"torch    {hardware['software']['torch']}, Python {hardware['software']['python']}",
+        f"types    {', '.join(cpu['instruction_sets']) or 'no vector extension known'}",
+        f"torch    {software['torch']}{cuda}, Python {software['python']}",
     ]
-    for gpu in gpus:
-        limit = "" if gpu["power_limit_w"] is None else f", power limit {gpu['power_limit_w']:g} W"
-        lines.append(f"GPU      {gpu['name']}, {gpu['memory_gib']:g} GiB, driver {gpu['driver']}{limit}")
-        works = gpu["energy_counter"]
-        if works["agrees_with_power"]:
-            lines.append("energy   measured: NVML's energy counter works and agrees with integrated power")
-        else:
-            lines.append(f"energy   the GPU's energy counter cannot be trusted: {works['reason']}")
-    if not gpus:
-        lines.append("GPU      none: models are trained and measured on the CPU")
-        if cpu["rapl"]["readable"]:
-            lines.append("energy   measured: the CPU package, by RAPL")
-        else:
-            lines += [
-                f"energy   modelled from the CPU's load, and marked so ({cpu['rapl']['reason']})",
-                "         to measure it on bare-metal Linux: sudo chmod -R a+r /sys/class/powercap/intel-rapl*",
-            ]
-    lines.append("RAM      energy always modelled by CodeCarbon; kept apart from the ranked figure")
-    lines.append(f"types    {', '.join(cpu['instruction_sets']) or 'no vector extension known'}")
+    lines += [line for gpu in gpus for line in _describe_gpu(gpu)] or _describe_no_gpu(hardware)
+    return [
+        *lines,
+        "RAM      energy always modelled by CodeCarbon; kept apart from the ranked figure",
+        "CO2e     derived: joules times the mean intensity of the grid of measure.country_iso_code, from CodeCarbon's tables",
+    ]
+
+
+def _describe_gpu(gpu: dict[str, Any]) -> list[str]:
+    from efficientllm.measurement.utilization import peak_flops
+
+    limit = "" if gpu["power_limit_w"] is None else f", power limit {gpu['power_limit_w']:g} W"
+    lines = [f"GPU      {gpu['name']}, {gpu['memory_gib']:g} GiB, driver {gpu['driver']}{limit}"]
+    counter = gpu["energy_counter"]
+    if counter["agrees_with_power"]:
+        lines.append("energy   measured: NVML's energy counter works and agrees with integrated power")
+    else:
+        lines.append(f"energy   DOUBTFUL: {counter['reason']}; records will say so")
+    if gpu["mig"]:
+        lines.append("         MIG is on: energy and busy share are those of the whole board, not of this instance")
+    known = peak_flops(gpu["name"], "bfloat16") is not None
+    lines.append("memory   measured: CUDA's allocator; what the process holds, where the driver tells")
+    lines.append("busy     measured: NVML's busy share, which says that a kernel ran, not how well")
+    lines.append(
+        f"MFU      {'derived from the dense peak of this GPU' if known else 'missing: no dense peak is known for this GPU'}"
+        + ("" if known else "; add it to efficientllm/measurement/utilization.py")
+    )
     return lines
+
+
+def _describe_no_gpu(hardware: dict[str, Any]) -> list[str]:
+    lines = ["GPU      none: models are trained and measured on the CPU"]
+    if hardware["software"]["cuda"] is None and Path("/proc/driver/nvidia").exists():
+        lines.append(
+            "         there is an NVIDIA driver, but this torch is a CPU build: python3 scripts/setup.py sets up a CUDA build"
+        )
+    rapl = hardware["cpu"]["rapl"]
+    if rapl["readable"]:
+        lines.append("energy   measured: the CPU package, by RAPL")
+    else:
+        lines += [
+            f"energy   modelled from the CPU's load, and marked so ({rapl['reason']})",
+            "         to measure it on bare-metal Linux: sudo chmod -R a+r /sys/class/powercap/intel-rapl*",
+            "         (until the next start; a rule for udev keeps it; in a virtual machine the host has to offer RAPL)",
+        ]
+    return [
+        *lines,
+        "memory   measured: the process' resident set above the idle process",
+        "busy     measured: CPU time over wall time and allowed cores",
+        "MFU      missing: no peak is known for a CPU",
+    ]
+
+
+def sensor_doubt(hardware: dict[str, Any], device: "torch.device") -> str | None:
+    """Why the energy counter of a device is not to be trusted, by the probe's self-test; None where nothing is known.
+
+    Args:
+        hardware: The content of hardware.json.
+        device: Where a cell runs.
+    """
+    if device.type != "cuda" or not hardware["gpus"]:
+        return None
+    reason: str | None = hardware["gpus"][device.index or 0]["energy_counter"]["reason"]
+    return None if reason is None else f"the energy counter failed the probe's self-test: {reason}"
 
 
 def cpu_model() -> str:
@@ -107,8 +157,9 @@ def _ram_limit() -> int:
     import psutil
 
     total = int(psutil.virtual_memory().total)
-    with contextlib.suppress(OSError, ValueError):
-        return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
+    for limit in _MEMORY_LIMITS:
+        with contextlib.suppress(OSError, ValueError):
+            total = min(total, int(limit.read_text(encoding="ascii")))
     return total
 
 

@@ -1,12 +1,12 @@
 """Memory that a cell holds on its device."""
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from efficientllm.errors import MeasurementError
+from efficientllm.measurement.nvml import NvmlDevice
+from efficientllm.measurement.sampling import sampled
 
 if TYPE_CHECKING:
     import torch
@@ -23,11 +23,16 @@ class MemoryReading:
         mean: Mean of the samples.
         peak: Highest value: the allocator's own on a GPU, the highest sample on a CPU.
         reserved: What the CUDA allocator holds from the driver; None on a CPU.
+        process: All that the process holds on the device, with its libraries: NVML's figure at the window's end on a GPU,
+            the highest resident set on a CPU; None where the driver does not tell.
+        process_missing: Why `process` is None.
     """
 
     mean: float = 0.0
     peak: float = 0.0
     reserved: float | None = None
+    process: float | None = None
+    process_missing: str | None = None
 
 
 class MemoryMeter:
@@ -35,11 +40,22 @@ class MemoryMeter:
 
     Args:
         device: Where the cell runs.
+        nvml: The GPU's meters, for what the whole process holds there.
         read: Returns the bytes in use, instead of the device's own figure (for tests).
+        interval_s: Seconds between two samples.
     """
 
-    def __init__(self, device: "torch.device", read: Callable[[], int] | None = None) -> None:
+    def __init__(
+        self,
+        device: "torch.device",
+        nvml: NvmlDevice | None = None,
+        *,
+        read: Callable[[], int] | None = None,
+        interval_s: float = _INTERVAL_S,
+    ) -> None:
         self._device = device
+        self._nvml = nvml
+        self._interval_s = interval_s
         self._read = read or (_allocated(device) if device.type == "cuda" else _resident())
         self._baseline = self._read()
 
@@ -47,8 +63,8 @@ class MemoryMeter:
     def method(self) -> str:
         """How the figures are read."""
         if self._device.type == "cuda":
-            return "CUDA allocator, allocated bytes sampled every 5 ms"
-        return "resident set above the idle process, sampled every 5 ms"
+            return f"CUDA allocator, allocated bytes sampled every {1000 * self._interval_s:g} ms"
+        return f"resident set above the idle process, sampled every {1000 * self._interval_s:g} ms"
 
     @contextlib.contextmanager
     def window(self) -> Iterator[MemoryReading]:
@@ -57,37 +73,28 @@ class MemoryMeter:
         Raises:
             MeasurementError: The sensor failed while the block ran.
         """
-        reading, samples, stop = MemoryReading(), [self._read()], threading.Event()
-        failures: list[OSError] = []
-
-        def sample() -> None:
-            while not stop.wait(_INTERVAL_S):
-                try:
-                    samples.append(self._read())
-                except OSError as error:
-                    failures.append(error)
-                    return
-
+        reading = MemoryReading()
         if self._device.type == "cuda":
             import torch
 
             torch.cuda.reset_peak_memory_stats(self._device)
-        sampler = threading.Thread(target=sample, daemon=True)
-        sampler.start()
-        try:
+        first = self._read()
+        with sampled("the memory sensor", self._read, self._interval_s) as samples:
+            samples.add(first)
             yield reading
-        finally:
-            stop.set()
-            sampler.join()
-        if failures:
-            raise MeasurementError(f"the memory sensor failed in the middle of a window ({failures[0]})")
-        reading.mean = (sum(samples) / len(samples) - self._baseline) / GIB
-        reading.peak = (max(samples) - self._baseline) / GIB
+        reading.mean = (samples.mean - self._baseline) / GIB
+        reading.peak = (samples.highest - self._baseline) / GIB
         if self._device.type == "cuda":
             import torch
 
             reading.peak = (torch.cuda.max_memory_allocated(self._device) - self._baseline) / GIB
             reading.reserved = torch.cuda.max_memory_reserved(self._device) / GIB
+            held = None if self._nvml is None else self._nvml.process_bytes()
+            reading.process = None if held is None else held / GIB
+            if held is None:
+                reading.process_missing = "NVML does not list this process, as is usual in containers"
+        else:
+            reading.process = samples.highest / GIB
 
 
 def _allocated(device: "torch.device") -> Callable[[], int]:

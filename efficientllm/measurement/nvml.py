@@ -47,11 +47,19 @@ class NvmlDevice:
             return int(self._library.nvmlDeviceGetIndex(self._handle))
 
     def joules(self) -> float | None:
-        """Energy counter since the driver was loaded; None where the device has none (before Volta)."""
+        """Energy counter since the driver was loaded; None where it cannot be read, see `counter_fault`."""
         try:
             return self._library.nvmlDeviceGetTotalEnergyConsumption(self._handle) / 1000
         except self._library.NVMLError:
             return None
+
+    def counter_fault(self) -> str | None:
+        """Why the energy counter cannot be read (none before Volta, no permission); None where it can."""
+        try:
+            self._library.nvmlDeviceGetTotalEnergyConsumption(self._handle)
+        except self._library.NVMLError as error:
+            return str(error)
+        return None
 
     def watts(self) -> float:
         """Board power."""
@@ -63,10 +71,28 @@ class NvmlDevice:
         with nvml_errors_as_measurement_errors(self._library):
             return float(self._library.nvmlDeviceGetUtilizationRates(self._handle).gpu)
 
-    def celsius(self) -> float:
-        """Temperature of the chip."""
-        with nvml_errors_as_measurement_errors(self._library):
-            return float(self._library.nvmlDeviceGetTemperature(self._handle, self._library.NVML_TEMPERATURE_GPU))
+    def celsius(self) -> float | None:
+        """Temperature of the chip; None where the card does not tell (some virtual GPUs)."""
+        library = self._library
+        try:
+            return float(library.nvmlDeviceGetTemperature(self._handle, library.NVML_TEMPERATURE_GPU))
+        except library.NVMLError:
+            return None
+
+    def slowed(self) -> list[str]:
+        """Why the device runs slower than it could at this moment: heat or the power supply; its power limit is no reason."""
+        library = self._library
+        try:
+            reasons = library.nvmlDeviceGetCurrentClocksEventReasons(self._handle)
+        except library.NVMLError:
+            return []  # the card does not tell
+        known = {
+            "hardware slowdown": library.nvmlClocksEventReasonHwSlowdown,
+            "software thermal slowdown": library.nvmlClocksEventReasonSwThermalSlowdown,
+            "hardware thermal slowdown": library.nvmlClocksEventReasonHwThermalSlowdown,
+            "power brake": library.nvmlClocksEventReasonHwPowerBrakeSlowdown,
+        }
+        return [name for name, bit in known.items() if reasons & bit]
 
     def facts(self) -> dict[str, Any]:
         """What does not change between runs: driver, power limit in W, whether MIG is on."""
@@ -83,9 +109,21 @@ class NvmlDevice:
             }
 
     def other_processes(self) -> list[int]:
-        """Process ids of other compute processes on the device."""
-        found = self._library.nvmlDeviceGetComputeRunningProcesses(self._handle)
-        return sorted(process.pid for process in found if process.pid != os.getpid())
+        """Process ids of other compute processes on the device.
+
+        In a container the driver may number processes otherwise than this process does: ask before this process computes
+        there, or it takes itself for another.
+        """
+        return sorted(pid for pid in self._processes() if pid != os.getpid())
+
+    def process_bytes(self) -> int | None:
+        """Bytes that this process holds on the device, its context and libraries included; None where NVML does not say."""
+        return self._processes().get(os.getpid())
+
+    def _processes(self) -> dict[int, int | None]:
+        with nvml_errors_as_measurement_errors(self._library):
+            found = self._library.nvmlDeviceGetComputeRunningProcesses(self._handle)
+        return {process.pid: process.usedGpuMemory for process in found}
 
 
 @contextlib.contextmanager

@@ -1,14 +1,17 @@
 """The measuring protocol: warm-up, one memory pass, then repeated windows that time and energy share.
 
-Time, energy and utilisation are taken over the same calls of the same window: the tracker reads its counters once a
-second at most and so does not disturb the clock, and joules over seconds then belong to the very work that is reported.
-Memory has a pass of its own, since its sampler runs every few milliseconds. Everything is warmed up at the measured
-shapes before. (MLPerf Power asks for windows of a minute and more; the window lengths are parameters of the profile.)
+Time, energy and utilisation are taken over the same calls: the trackers read their counters a few times a second at most,
+which does not disturb the clock (benchmarks/measuring_overhead.py), and joules over seconds then belong to the very work
+that is reported. The clock runs around the calls alone, the energy window around both. Memory has a pass of its own, since
+its sampler runs every few milliseconds. Everything is warmed up at the measured shapes before. Workloads that are
+compared with each other take turns in random order, so that a drift of the machine meets them alike. docs/measurement.md
+tells the whole protocol.
 """
 
 import itertools
+import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,11 +21,13 @@ from efficientllm.errors import MeasurementError
 from efficientllm.measurement.energy import EnergyMeter, EnergyReading
 from efficientllm.measurement.memory import MemoryMeter, MemoryReading
 from efficientllm.measurement.nvml import NvmlDevice
-from efficientllm.measurement.utilization import UtilizationMeter
+from efficientllm.measurement.utilization import UtilizationMeter, UtilizationReading
 
 _STABLE = 0.02
 _STABLE_CALLS = 3
 _LONGEST_WARM_UP = 5  # times warmup_seconds
+BUSY_CORES = 0.5
+"""Cores' worth of work of others from which on a CPU counts as shared."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +53,21 @@ class WindowResult:
 
     Args:
         calls: Calls in the window.
-        energy: Length and energy of the window.
-        busy_percent: Busy share of the processor.
+        seconds: From the first call's start until the device had finished the last.
+        energy: Energy of the window, which holds the calls and the few milliseconds of starting and stopping the sensor.
+        busy: Busy share of the processor.
+        turn: Place of the window among all windows that were taken together.
+        celsius: Temperature of the GPU at the window's end; None on a CPU.
+        slowed: What slowed the GPU down at the window's end.
     """
 
     calls: int
+    seconds: float
     energy: EnergyReading
-    busy_percent: float
+    busy: UtilizationReading
+    turn: int
+    celsius: float | None
+    slowed: list[str]
 
 
 @dataclass(frozen=True)
@@ -79,58 +92,125 @@ class WorkloadResult:
 
     def seconds_per_call(self) -> list[float]:
         """Mean seconds per call of each repeat."""
-        return [window.energy.seconds / window.calls for window in self.windows]
+        return [window.seconds / window.calls for window in self.windows]
 
     def joules_per_call(self) -> list[float]:
         """Joules per call of each repeat."""
         return [window.energy.joules / window.calls for window in self.windows]
 
+    def doubts(self) -> str:
+        """What made the windows doubtful that no spread of theirs would show, to be put behind a method; mostly nothing."""
+        taken = [share for window in self.windows if (share := window.busy.others_cores) is not None]
+        if max(taken, default=0.0) <= BUSY_CORES:
+            return ""
+        return f"; DOUBTFUL: other programs kept up to {max(taken):.1f} of the cores busy"
 
-def measure_workload(
-    workload: Workload, settings: MeasureSettings, meter: EnergyMeter, memory: MemoryMeter
-) -> WorkloadResult:
-    """Measures a workload under the protocol.
+
+def measure_workloads(
+    workloads: Sequence[Workload], settings: MeasureSettings, meter: EnergyMeter, memory: MemoryMeter, *, seed: int
+) -> list[WorkloadResult]:
+    """Measures workloads under the protocol; each repeat takes a window of every one of them, in random order.
 
     Args:
-        workload: What is measured.
+        workloads: What is measured.
         settings: Lengths and repeats.
         meter: The process' energy meter.
         memory: The process' memory meter, whose baseline is the idle process.
+        seed: Seed of the order.
+
+    Returns:
+        One result for each workload.
 
     Raises:
         MeasurementError: A sensor failed, or no energy was counted.
     """
-    warmup_calls, stable = _warm_up(workload, settings)
-    with memory.window() as held:
-        for _ in range(settings.memory_calls):
-            workload.step()
-        synchronize(workload.device)
+    warm, held = [], []
+    for workload in workloads:
+        warm.append(_warm_up(workload, settings))
+        with memory.window() as reading:
+            for _ in range(settings.memory_calls):
+                workload.step()
+            synchronize(workload.device)
+        held.append(reading)
     utilization = UtilizationMeter(meter.nvml)
-    windows = []
-    for repeat in range(settings.repeats):
-        if repeat:
+    windows: list[list[WindowResult]] = [[] for _ in workloads]
+    for turn, position in enumerate(_order(len(workloads), settings.repeats, seed)):
+        if turn:
             time.sleep(settings.cooldown_seconds)
-        with meter.window() as energy, utilization.window() as busy:
-            calls = _run_for(workload, settings.window_seconds, settings.window_calls)
-        windows.append(WindowResult(calls, energy, busy.percent))
-    return WorkloadResult(warmup_calls, stable, held, windows, memory.method, utilization.method)
+        windows[position].append(_window(workloads[position], settings, meter, utilization, turn))
+    return [
+        WorkloadResult(calls, stable, reading, taken, memory.method, utilization.method)
+        for (calls, stable), reading, taken in zip(warm, held, windows, strict=True)
+    ]
 
 
-def idle_watts(seconds: float, meter: EnergyMeter) -> float | None:
-    """Mean power while this process does nothing; None where the meter counts nothing at idle."""
+def _order(workloads: int, repeats: int, seed: int) -> list[int]:
+    """Positions of the workloads, each once per repeat, shuffled within the repeat."""
+    generator = random.Random(seed)
+    return [position for _ in range(repeats) for position in generator.sample(range(workloads), workloads)]
+
+
+def _window(
+    workload: Workload, settings: MeasureSettings, meter: EnergyMeter, utilization: UtilizationMeter, turn: int
+) -> WindowResult:
+    nvml = meter.nvml
+    with meter.window() as energy, utilization.window() as busy:
+        calls, seconds = _run_for(workload, settings.window_seconds, settings.window_calls)
+        slowed = [] if nvml is None else nvml.slowed()
+    return WindowResult(calls, seconds, energy, busy, turn, None if nvml is None else nvml.celsius(), slowed)
+
+
+@dataclass(frozen=True)
+class Idle:
+    """The machine while this process does nothing.
+
+    Args:
+        watts: Mean power; None where the meter counts nothing then.
+        missing: Why `watts` is None.
+        others_cores: Cores' worth of work of other processes; None on a GPU, and where the system does not tell.
+    """
+
+    watts: float | None
+    missing: str | None
+    others_cores: float | None
+
+
+def idle(seconds: float, meter: EnergyMeter, *, allow_shared: bool) -> Idle:
+    """Takes the idle power, and on a CPU refuses to measure beside others' work.
+
+    Args:
+        seconds: Length of the window.
+        meter: The process' energy meter.
+        allow_shared: Measure all the same; the record then says so.
+
+    Raises:
+        MeasurementError: Others use the CPU's cores, and that is not allowed.
+    """
+    watts, missing, others = None, None, None
     try:
         with meter.window() as reading:
-            time.sleep(seconds)
-    except MeasurementError:
-        return None
-    return reading.watts
+            if meter.nvml is None:
+                with UtilizationMeter(None).window() as busy:
+                    time.sleep(seconds)
+                others = busy.others_cores
+            else:
+                time.sleep(seconds)
+        watts = reading.watts
+    except MeasurementError as error:
+        missing = str(error)
+    if others is not None and others > BUSY_CORES and not allow_shared:
+        raise MeasurementError(
+            f"other processes keep {others:.1f} cores busy: end them, or set measure.allow_shared to true, which the "
+            "record will say"
+        )
+    return Idle(watts, missing, others)
 
 
 def check_exclusive(nvml: NvmlDevice | None, *, allow_shared: bool) -> list[int]:
-    """Refuses a GPU that others compute on.
+    """Refuses a GPU that others compute on; to be asked before this process computes there.
 
     Args:
-        nvml: The GPU's meters; on a CPU there is nothing to check.
+        nvml: The GPU's meters; a CPU is never a process' own, see `idle`.
         allow_shared: Measure all the same; the record then says so.
 
     Returns:
@@ -171,8 +251,11 @@ def _warm_up(workload: Workload, settings: MeasureSettings) -> tuple[int, bool]:
     raise AssertionError("unreachable")
 
 
-def _run_for(workload: Workload, seconds: float, least_calls: int) -> int:
-    """Calls for a while; the device is waited for at the end only, or every few calls, so that it is never idle."""
+def _run_for(workload: Workload, seconds: float, least_calls: int) -> tuple[int, float]:
+    """Calls for a while, and returns how often and for how long.
+
+    The device is waited for at the end only, or every few calls, so that it is never idle.
+    """
     started, calls = time.perf_counter(), 0
     while calls < least_calls or time.perf_counter() - started < seconds:
         workload.step()
@@ -180,4 +263,4 @@ def _run_for(workload: Workload, seconds: float, least_calls: int) -> int:
         if calls % least_calls == 0:
             synchronize(workload.device)  # or the host would run ahead of the clock
     synchronize(workload.device)
-    return calls
+    return calls, time.perf_counter() - started

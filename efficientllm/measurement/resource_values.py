@@ -3,7 +3,7 @@
 import numpy as np
 
 from efficientllm.config import Configuration
-from efficientllm.measurement.energy import COUNTER_TOLERANCE, EnergyMeter, carbon_dioxide_grams
+from efficientllm.measurement.energy import JOULES_PER_KWH, EnergyMeter, carbon_dioxide_grams
 from efficientllm.measurement.findings import Findings
 from efficientllm.measurement.protocol import WorkloadResult
 from efficientllm.measurement.statistics import summarize
@@ -17,7 +17,7 @@ def resource_values(
     findings: Findings,
     workload: str,
 ) -> None:
-    """Adds memory, utilisation, power and energy of the workload that an axis is ranked on.
+    """Adds memory, utilization, power and energy of the workload that an axis is ranked on.
 
     Args:
         result: The measured workload.
@@ -33,43 +33,66 @@ def resource_values(
         ("memory_peak", result.memory.peak),
     ):
         findings.values[key] = summarize(key, [value], source="measured", method=f"{workload}: {result.memory_method}")
-    busy = [window.busy_percent for window in result.windows]
+    busy = [window.busy.percent for window in result.windows]
     findings.values["processor_compute_utilization"] = summarize(
         "processor_compute_utilization",
         busy,
         source="measured",
-        method=f"{workload}: {result.busy_method}",
+        method=f"{workload}: {result.busy_method}{result.doubts()}",
         window_s=window,
     )
-    energy = {
-        "average_energy_consumption": [window.energy.watts for window in result.windows],
-        "energy_per_token": [joules / tokens for joules in result.joules_per_call()],
-    }
-    for key, repeats in energy.items():
-        findings.values[key] = summarize(
-            key, repeats, source=meter.source, method=f"{workload}: {meter.method}", window_s=window
-        )
-    idle = findings.information["idle_watts"]
-    joules = sum(window.energy.joules for window in result.windows)
+    _energy_values(result, meter, tokens, findings, workload)
+    country = configuration.profile.measure.country_iso_code
+    per_million = sum(result.joules_per_call()) / len(result.windows) / tokens * 1e6
     findings.information[workload] = {
         "warmup_calls": result.warmup_calls,
         "warmup_stable": result.stable,
         "calls": [window.calls for window in result.windows],
+        "turns": [window.turn for window in result.windows],
         "tokens_per_call": tokens,
         "component_joules": [window.energy.components for window in result.windows],
         "counter_difference": [window.energy.counter_difference for window in result.windows],
-        "counter_disagrees": any(
-            (window.energy.counter_difference or 0) > COUNTER_TOLERANCE for window in result.windows
-        ),
-        "net_watts": None if idle is None else [window.energy.watts - idle for window in result.windows],
+        "energy_faults": [window.energy.fault for window in result.windows],
+        "others_cores": [window.busy.others_cores for window in result.windows],
+        "celsius": [window.celsius for window in result.windows],
+        "slowed": [window.slowed for window in result.windows],
         "memory_reserved_gib": result.memory.reserved,
-        "grams_co2e_per_million_tokens": carbon_dioxide_grams(
-            joules / (sum(window.calls for window in result.windows) * tokens) * 1e6,
-            configuration.profile.measure.country_iso_code,
-        ),
+        "memory_process_gib": result.memory.process,
+        "memory_process_missing": result.memory.process_missing,
+        "kwh_per_million_tokens": per_million / JOULES_PER_KWH,
+        "grams_co2e_per_million_tokens": carbon_dioxide_grams(per_million, country),
+        "country_iso_code": country,
     }
+
+
+def _energy_values(result: WorkloadResult, meter: EnergyMeter, tokens: int, findings: Findings, workload: str) -> None:
+    """Adds power, energy per token, and the same above the idle machine; doubts stand in the method."""
+    information = findings.information
+    doubts = dict.fromkeys(window.energy.fault for window in result.windows if window.energy.fault is not None)
+    if information["energy_sensor_doubt"] is not None:
+        doubts[information["energy_sensor_doubt"]] = None
+    method = "; ".join([f"{workload}: {meter.method}{result.doubts()}", *(f"DOUBTFUL: {doubt}" for doubt in doubts)])
+    values = {
+        "average_energy_consumption": [window.energy.watts for window in result.windows],
+        "energy_per_token": [joules / tokens for joules in result.joules_per_call()],
+    }
+    idle, key = information["idle_watts"], "net_energy_per_token"
+    if idle is None:
+        findings.missing[key] = f"no idle power: {information['idle_watts_missing']}"
+    else:
+        net = [
+            (window.energy.joules - idle * window.energy.seconds) / window.calls / tokens for window in result.windows
+        ]
+        if min(net) > 0:
+            values[key] = net
+        else:
+            findings.missing[key] = f"the machine took no more than at idle ({idle:.3g} W)"
+    for name, repeats in values.items():
+        findings.values[name] = summarize(
+            name, repeats, source=meter.source, method=method, window_s=window_seconds(result)
+        )
 
 
 def window_seconds(result: WorkloadResult) -> float:
     """Mean length of the repeats' windows in seconds."""
-    return float(np.mean([window.energy.seconds for window in result.windows]))
+    return float(np.mean([window.seconds for window in result.windows]))

@@ -1,12 +1,11 @@
 """The serving workload of a cell and the values that come from it.
 
-On the quantization axis energy is measured in two windows per repeat: whole requests, and their prefill alone. What decoding
-takes is the difference, so that the two parts add up to the whole; a window of decoding alone would be one of another mix of
-work, at other clocks.
+On the quantization axis energy is measured in two windows per repeat, in random order: whole requests, and their prefill
+alone. What decoding takes is the difference, so that the two parts add up to the whole; a window of decoding alone would be
+one of another mix of work, at other clocks.
 """
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +17,10 @@ from efficientllm.config.schema import MeasureSettings
 from efficientllm.measurement.energy import EnergyMeter
 from efficientllm.measurement.findings import Findings
 from efficientllm.measurement.memory import GIB, MemoryMeter
-from efficientllm.measurement.protocol import WorkloadResult, measure_workload, synchronize
+from efficientllm.measurement.protocol import Workload, WorkloadResult, measure_workloads
 from efficientllm.measurement.resource_values import resource_values, window_seconds
 from efficientllm.measurement.statistics import single, summarize
-from efficientllm.measurement.workloads import serving_engine, serving_prompts, serving_workload
+from efficientllm.measurement.workloads import prefill_workload, serving_engine, serving_prompts, serving_workload
 from efficientllm.models.decoder import Decoder
 from efficientllm.quantization.parts import stored_parts
 from efficientllm.serving.bandwidth import Bandwidth, copy_bandwidth
@@ -55,13 +54,14 @@ def serve(
     engine = serving_engine(decoder, settings)
     findings.kernels["serving"] = engine.execution
     prompts = serving_prompts(held_out, settings.serving_batch_size, settings.serving_prompt_length, device)
-    engine.generate(prompts)  # unmeasured, so that one-off costs are not in the times of the tokens
-    times = [engine.generate(prompts, time_tokens=True).token_times for _ in range(settings.repeats)]
-    served = measure_workload(serving_workload(engine, prompts), settings, meter, memory)
+    served, *prefill = measure_workloads(
+        _workloads(axis, engine, prompts), settings, meter, memory, seed=configuration.parameters.seed
+    )
     _request_values(axis, served, meter, configuration, findings)
+    times = _token_times(engine, prompts, settings)
     _latency_values(settings, times, findings)
-    if axis == "quantize":
-        _energy_by_phase(engine, prompts, served, settings, meter, findings)
+    for result in prefill:
+        _energy_by_phase(settings, prompts.numel(), engine.decoded_tokens, served, result, meter, findings)
     bandwidth = copy_bandwidth(device)
     _memory_values(decoder, engine, settings, times, bandwidth, findings)
     findings.information["weights"] = stored_parts(decoder)
@@ -69,6 +69,11 @@ def serve(
     findings.information["serving_curves"] = serving_curves(
         decoder, settings, lambda batch, length: serving_prompts(held_out, batch, length, device), meter, bandwidth
     )
+
+
+def _workloads(axis: registry.Axis, engine: GreedyEngine, prompts: torch.Tensor) -> list[Workload]:
+    whole = serving_workload(engine, prompts)
+    return [whole, prefill_workload(engine, prompts)] if axis == "quantize" else [whole]
 
 
 def _shape(settings: MeasureSettings) -> str:
@@ -88,7 +93,7 @@ def _request_values(
     """Values of whole requests."""
     settings = configuration.profile.measure
     tokens = settings.serving_batch_size * settings.serving_output_length
-    window, shape = window_seconds(result), _shape(settings)
+    window, shape = window_seconds(result), f"{_shape(settings)}{result.doubts()}"
 
     def put(key: str, repeats: Sequence[float], method: str) -> None:
         findings.values[key] = summarize(key, repeats, source="measured", method=method, window_s=window)
@@ -96,7 +101,7 @@ def _request_values(
     seconds = result.seconds_per_call()
     if axis == "quantize":
         resource_values(result, meter, tokens, configuration, findings, "serving")
-        put("average_latency", seconds, f"{shape}; wall clock")
+        put("average_latency", seconds, f"wall clock; {shape}")
         put("sample_throughput", [settings.serving_batch_size / value for value in seconds], shape)
     else:
         findings.information["serving"] = {
@@ -107,12 +112,23 @@ def _request_values(
     put("inference_throughput", [tokens / value for value in seconds], shape)
 
 
-def _latency_values(settings: MeasureSettings, times: list[list[float]], findings: Findings) -> None:
+def _token_times(engine: GreedyEngine, prompts: torch.Tensor, settings: MeasureSettings) -> list[np.ndarray]:
+    """Seconds from a call's start to each of its tokens, `[calls, output_length]` for each repeat."""
+    return [
+        np.array([engine.generate(prompts, time_tokens=True).token_times for _ in range(settings.window_calls)])
+        for _ in range(settings.repeats)
+    ]
+
+
+def _latency_values(settings: MeasureSettings, times: list[np.ndarray], findings: Findings) -> None:
     """Values of single tokens."""
-    method = f"{_shape(settings)}; marks between the tokens on the device's own time line, for which nothing waits"
-    gaps = [np.diff(batch) for batch in times]
+    method = (
+        f"{_shape(settings)}, {settings.window_calls} batches a repeat; marks between the tokens on the device's own time "
+        "line, for which nothing waits"
+    )
+    gaps = [np.diff(calls, axis=1) for calls in times]
     for key, repeats in (
-        ("time_to_first_token", [batch[0] for batch in times]),
+        ("time_to_first_token", [float(np.median(calls[:, 0])) for calls in times]),
         ("inter_token_latency", [float(np.median(gap)) for gap in gaps]),
         ("inter_token_latency_p95", [float(np.percentile(gap, 95)) for gap in gaps]),
     ):
@@ -120,27 +136,24 @@ def _latency_values(settings: MeasureSettings, times: list[list[float]], finding
 
 
 def _energy_by_phase(
-    engine: GreedyEngine,
-    prompts: torch.Tensor,
-    served: WorkloadResult,
     settings: MeasureSettings,
+    prompt_tokens: int,
+    decoded_tokens: int,
+    served: WorkloadResult,
+    prefill: WorkloadResult,
     meter: EnergyMeter,
     findings: Findings,
 ) -> None:
     """Joules of prefill, from windows of their own, and of decoding, as the difference to whole requests."""
-    prefill = []
-    for _ in range(settings.repeats):
-        with meter.window() as energy:
-            calls = _calls(lambda: engine.prefill(prompts), settings, prompts.device)
-        prefill.append(energy.joules / calls)
-    shape = f"{_shape(settings)}; {meter.method}"
+    shape = f"{_shape(settings)}; {meter.method}{served.doubts()}"
     findings.values["prefill_energy_per_token"] = summarize(
-        "prefill_energy_per_token", [joules / prompts.numel() for joules in prefill], source=meter.source,
-        method=f"windows of prefill alone; {shape}", window_s=settings.window_seconds,
+        "prefill_energy_per_token", [joules / prompt_tokens for joules in prefill.joules_per_call()], source=meter.source,
+        method=f"windows of prefill alone; {shape}", window_s=window_seconds(prefill),
     )  # fmt: skip
     key = "decode_energy_per_token"
-    tokens = len(prompts) * engine.decoded_tokens
-    decoding = [whole - part for whole, part in zip(served.joules_per_call(), prefill, strict=True)]
+    tokens = settings.serving_batch_size * decoded_tokens
+    pairs = zip(served.joules_per_call(), prefill.joules_per_call(), strict=True)
+    decoding = [whole - part for whole, part in pairs]
     if min(decoding) <= 0:
         findings.missing[key] = (
             "prefill alone took as much energy as whole requests: the windows are too short or too noisy"
@@ -152,21 +165,11 @@ def _energy_by_phase(
     )  # fmt: skip
 
 
-def _calls(step: Callable[[], None], settings: MeasureSettings, device: torch.device) -> int:
-    """Calls for the length of a window; each is waited for, as in the windows of whole requests."""
-    started, calls = time.perf_counter(), 0
-    while calls < settings.window_calls or time.perf_counter() - started < settings.window_seconds:
-        step()
-        synchronize(device)
-        calls += 1
-    return calls
-
-
 def _memory_values(
     decoder: Decoder,
     engine: GreedyEngine,
     settings: MeasureSettings,
-    times: list[list[float]],
+    times: list[np.ndarray],
     bandwidth: Bandwidth,
     findings: Findings,
 ) -> None:
@@ -178,7 +181,7 @@ def _memory_values(
         findings.values[key] = single(key, held / GIB, method=method)
     context = settings.serving_prompt_length + settings.serving_output_length / 2
     traffic = decoding_traffic(decoder, engine.cache, context)
-    rates = [traffic.total / float(np.median(np.diff(batch))) for batch in times]
+    rates = [traffic.total / float(np.median(np.diff(calls, axis=1))) for calls in times]
     findings.values["memory_bandwidth_utilization"] = summarize(
         "memory_bandwidth_utilization",
         [100 * rate / bandwidth.bytes_per_second for rate in rates],

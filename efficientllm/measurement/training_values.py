@@ -12,7 +12,7 @@ from efficientllm.measurement import subjects
 from efficientllm.measurement.energy import EnergyMeter
 from efficientllm.measurement.findings import Findings
 from efficientllm.measurement.memory import MemoryMeter
-from efficientllm.measurement.protocol import Workload, WorkloadResult, measure_workload
+from efficientllm.measurement.protocol import Workload, WorkloadResult, measure_workloads
 from efficientllm.measurement.resource_values import resource_values, window_seconds
 from efficientllm.measurement.statistics import summarize
 from efficientllm.measurement.utilization import model_flops_utilization, peak_flops
@@ -43,7 +43,8 @@ def train(
     """Measures a window of a cell's training steps."""
     trainer = _repeating(subjects.trainer(configuration, axis, cell, device))
     workload = _workload(trainer)
-    result = measure_workload(workload, configuration.profile.measure, meter, memory)
+    seed = configuration.parameters.seed
+    (result,) = measure_workloads([workload], configuration.profile.measure, meter, memory, seed=seed)
     trained = [parameter for parameter in trainer.task.model.parameters() if parameter.requires_grad]
     dtype = str(trainer.autocast or torch.float32).removeprefix("torch.")
     return Trained(
@@ -99,7 +100,9 @@ def training_values(
     result = trained.result
     resource_values(result, meter, trained.tokens, configuration, findings, "training")
     window = window_seconds(result)
-    method = f"steady training steps of {trained.samples} sequences, {trained.tokens} tokens; wall clock"
+    method = (
+        f"steady training steps of {trained.samples} sequences, {trained.tokens} tokens; wall clock{result.doubts()}"
+    )
 
     def put(key: str, repeats: Sequence[float]) -> None:
         findings.values[key] = summarize(key, repeats, source="measured", method=method, window_s=window)

@@ -1,7 +1,7 @@
 """How busy the processor is, and how much of its arithmetic the model uses."""
 
 import contextlib
-import threading
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from efficientllm.device import allowed_cores
 from efficientllm.errors import MeasurementError
 from efficientllm.measurement.nvml import NvmlDevice
+from efficientllm.measurement.sampling import sampled
 
 _INTERVAL_S = 0.1
 
@@ -58,9 +59,16 @@ def model_flops_utilization(flops_per_second: float, peak: float) -> float:
 
 @dataclass
 class UtilizationReading:
-    """Busy share of the processor over one window, in percent."""
+    """Busy share of the processor over one window.
+
+    Args:
+        percent: Busy share in percent.
+        others_cores: Cores' worth of time that other processes took from the allowed cores; None on a GPU, and where the
+            system does not tell.
+    """
 
     percent: float = 0.0
+    others_cores: float | None = None
 
 
 class UtilizationMeter:
@@ -68,52 +76,50 @@ class UtilizationMeter:
 
     Args:
         nvml: The GPU's meters, None where the cell runs on the CPU.
+        interval_s: Seconds between two samples of a GPU.
     """
 
-    def __init__(self, nvml: NvmlDevice | None) -> None:
+    def __init__(self, nvml: NvmlDevice | None, interval_s: float = _INTERVAL_S) -> None:
         self._nvml = nvml
+        self._interval_s = interval_s
 
     @property
     def method(self) -> str:
         """How the figure is read."""
         if self._nvml is not None:
-            return "NVML busy share, sampled every 100 ms"
+            return f"NVML busy share, sampled every {1000 * self._interval_s:g} ms"
         return f"CPU time over wall time and {allowed_cores():g} allowed cores"
 
     @contextlib.contextmanager
     def window(self) -> Iterator[UtilizationReading]:
-        """Measures the block; the reading is filled when it ends."""
+        """Measures the block; the reading is filled when it ends.
+
+        Raises:
+            MeasurementError: The sensor failed, or the block was shorter than a sample.
+        """
         reading = UtilizationReading()
         if self._nvml is not None:
-            with self._sampled(self._nvml, reading):
+            with sampled("the GPU's busy share", self._nvml.busy_percent, self._interval_s) as samples:
                 yield reading
+            if not samples.count:
+                raise MeasurementError("the GPU's busy share could not be read: the window is shorter than a sample")
+            reading.percent = samples.mean
             return
-        busy, started = time.process_time(), time.perf_counter()
+        everyone, own, started = _busy_seconds(), time.process_time(), time.perf_counter()
         yield reading
-        seconds = time.perf_counter() - started
-        reading.percent = 100 * (time.process_time() - busy) / (seconds * allowed_cores())
+        seconds, busy, after = time.perf_counter() - started, time.process_time() - own, _busy_seconds()
+        reading.percent = 100 * busy / (seconds * allowed_cores())
+        if everyone is not None and after is not None:
+            # the system counts in hundredths of a second, this process more finely
+            reading.others_cores = max(0.0, after - everyone - busy) / seconds
 
-    @contextlib.contextmanager
-    def _sampled(self, nvml: NvmlDevice, reading: UtilizationReading) -> Iterator[None]:
-        samples: list[float] = []
-        stop, failures = threading.Event(), list[Exception]()
 
-        def sample() -> None:
-            while not stop.wait(_INTERVAL_S):
-                try:
-                    samples.append(nvml.busy_percent())
-                except Exception as error:  # noqa: BLE001 - handed to the measuring thread, which raises it
-                    failures.append(error)
-                    return
+def _busy_seconds() -> float | None:
+    """Seconds that all processes have taken from the cores that this one may use; other virtual machines' count too."""
+    import psutil
 
-        sampler = threading.Thread(target=sample, daemon=True)
-        sampler.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            sampler.join()
-        if failures or not samples:
-            cause = failures[0] if failures else "the window is shorter than a sample"
-            raise MeasurementError(f"the GPU's busy share could not be read: {cause}")
-        reading.percent = sum(samples) / len(samples)
+    if not hasattr(os, "sched_getaffinity"):
+        return None
+    times = psutil.cpu_times(percpu=True)
+    allowed = [times[core] for core in os.sched_getaffinity(0) if core < len(times)]
+    return float(sum(core.user + core.nice + core.system + core.irq + core.softirq + core.steal for core in allowed))

@@ -1,4 +1,4 @@
-"""The standard serving workload of a cell: a batch of served requests.
+"""The standard serving workloads of a cell: a batch of served requests, and the prefill of one.
 
 Compared rows run the same one: the same batch of the same tokens at every call, whatever the technique.
 """
@@ -10,7 +10,7 @@ import torch
 
 from efficientllm.config.schema import MeasureSettings
 from efficientllm.data.packing import open_split
-from efficientllm.measurement.protocol import Workload
+from efficientllm.measurement.protocol import Workload, synchronize
 from efficientllm.models.decoder import Decoder
 from efficientllm.serving.engine import GreedyEngine
 
@@ -47,3 +47,13 @@ def serving_workload(engine: GreedyEngine, prompts: torch.Tensor) -> Workload:
         samples_per_call=len(prompts),
         device=prompts.device,
     )
+
+
+def prefill_workload(engine: GreedyEngine, prompts: torch.Tensor) -> Workload:
+    """The prompts of one batch of requests and their first tokens, waited for as whole requests are."""
+
+    def step() -> None:
+        engine.prefill(prompts)
+        synchronize(prompts.device)
+
+    return Workload(step=step, tokens_per_call=prompts.numel(), samples_per_call=len(prompts), device=prompts.device)

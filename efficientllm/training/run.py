@@ -40,6 +40,7 @@ def train(
         "device": meter.device_name,
         "energy_method": meter.method,
         "energy_source": meter.source,
+        "energy_fault": reading.fault,
     }
     if others is not None:
         hardware["parallel"] = _parallel_facts(trainer)

@@ -1,6 +1,7 @@
 """The energy meter with sensors that work, lie, or die."""
 
 import socket
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -44,6 +45,9 @@ class Counter:
     def __init__(self, step: float | None) -> None:
         self.step = step
         self.value = 1000.0
+
+    def counter_fault(self) -> str | None:
+        return "Not Supported" if self.step is None else None
 
     def joules(self) -> float | None:
         if self.step is None:
@@ -92,7 +96,7 @@ def test_disagreeing_counter_is_seen() -> None:
     with meter.window() as reading:
         pass
     assert reading.counter_difference == pytest.approx(0.5)
-    assert reading.counter_difference > energy.COUNTER_TOLERANCE
+    assert reading.fault == "CodeCarbon's joules and those of NVML's counter differ by 50%"
 
 
 @pytest.mark.parametrize("step", [None, -5.0, 0.0])
@@ -144,6 +148,35 @@ def test_running_energy_accumulates() -> None:
     meter = EnergyMeter(CPU, tracker=Tracker(hardware("CPU", "cpu_load"), cpu=2.0))
     with meter.running() as running:
         assert [running.joules() for _ in range(3)] == pytest.approx([2.0, 4.0, 6.0])
+    assert running.fault is None
+
+
+def test_running_energy_of_a_sensor_that_dies_is_unknown_and_says_why() -> None:
+    class Dying(Tracker):
+        def stop_task(self, name: str) -> Any:
+            if len(self.windows) >= 3:
+                raise OSError("No such device")
+            return super().stop_task(name)
+
+    meter = EnergyMeter(CPU, tracker=Dying(hardware("CPU", "cpu_load"), cpu=2.0))
+    with meter.running() as running:
+        taken = [running.joules() for _ in range(5)]
+    assert taken[:2] == pytest.approx([2.0, 4.0])
+    assert taken[2:] == [None, None, None], "what was missed cannot be made good"
+    assert running.fault is not None
+    assert "No such device" in running.fault
+
+
+def test_running_energy_of_a_silent_sensor_is_unknown_not_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(energy, "_LONGEST_SILENCE_S", 0.02)
+    tracker = Tracker(hardware("CPU", "intel_rapl"), cpu=2.0)
+    with EnergyMeter(CPU, tracker=tracker).running() as running:
+        assert running.joules() == pytest.approx(2.0)
+        tracker.joules["cpu"] = 0.0
+        assert running.joules() == pytest.approx(2.0), "a step of the counter may be due"
+        time.sleep(0.05)
+        assert running.joules() is None
+    assert "counted 0 J" in str(running.fault)
 
 
 def test_only_the_used_gpu_is_tracked(monkeypatch: pytest.MonkeyPatch) -> None:

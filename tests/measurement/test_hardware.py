@@ -6,9 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from efficientllm.measurement import hardware, provenance
-from efficientllm.measurement.hardware import describe, probe, write_hardware
+from efficientllm.measurement.hardware import describe, probe, sensor_doubt, write_hardware
 
 
 def test_probe_is_deterministic_and_holds_nothing_volatile(tmp_path: Path) -> None:
@@ -43,7 +44,14 @@ def test_words_say_what_is_measured_and_what_modelled() -> None:
         "energy_counter": {"works": True, "agrees_with_power": False, "reason": "it differs from integrated power"},
     }  # fmt: skip
     text = "\n".join(describe({**machine, "gpus": [gpu]}))
-    assert "cannot be trusted: it differs from integrated power" in text
+    assert "DOUBTFUL: it differs from integrated power" in text
+    assert "MFU      derived" in text
+    doubt = sensor_doubt({"gpus": [gpu]}, torch.device("cuda", 0))
+    assert doubt == "the energy counter failed the probe's self-test: it differs from integrated power"
+    assert sensor_doubt({"gpus": [gpu]}, torch.device("cpu")) is None
+    sliced = "\n".join(describe({**machine, "gpus": [{**gpu, "name": "NVIDIA Unheard-of", "mig": True}]}))
+    assert "MIG is on: energy and busy share are those of the whole board" in sliced
+    assert "no dense peak is known for this GPU" in sliced
     gpu["energy_counter"] = {"works": True, "agrees_with_power": True, "reason": None}
     assert "measured: NVML's energy counter works" in "\n".join(describe({**machine, "gpus": [gpu]}))
 
@@ -74,3 +82,13 @@ def test_provenance_without_git(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 def test_provenance_names_versions() -> None:
     found = provenance.provenance(seed=1, profile="cpu", kernels={}, hashes={}, hardware={"cpu": {}})
     assert {"efficientllm", "torch", "codecarbon"} <= set(found.versions)
+
+
+def test_memory_limit_of_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = (tmp_path / "memory.max", tmp_path / "memory.limit_in_bytes")
+    monkeypatch.setattr(hardware, "_MEMORY_LIMITS", limits)
+    machine = hardware._ram_limit()
+    limits[0].write_text("max\n")
+    assert hardware._ram_limit() == machine
+    limits[1].write_text(f"{512 * 1024**2}\n")
+    assert hardware._ram_limit() == 512 * 1024**2

@@ -1,12 +1,18 @@
 """Memory, utilisation, statistics and the protocol, with clocks and sensors of our own."""
 
+import dataclasses
+import itertools
+import subprocess
+import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain, repeat
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,12 +24,24 @@ from efficientllm import metrics
 from efficientllm.config.schema import MeasureSettings
 from efficientllm.errors import ArtifactError, MeasurementError
 from efficientllm.measurement.energy import EnergyReading
-from efficientllm.measurement.memory import GIB, MemoryMeter
-from efficientllm.measurement.protocol import Workload, check_exclusive, idle_watts, measure_workload
+from efficientllm.measurement.memory import GIB, MemoryMeter, MemoryReading
+from efficientllm.measurement.protocol import (
+    WindowResult,
+    Workload,
+    WorkloadResult,
+    check_exclusive,
+    idle,
+    measure_workloads,
+)
 from efficientllm.measurement.safetensors_header import tensor_bytes
 from efficientllm.measurement.selftest import judge
 from efficientllm.measurement.statistics import bootstrap_interval, summarize, variation
-from efficientllm.measurement.utilization import UtilizationMeter, model_flops_utilization, peak_flops
+from efficientllm.measurement.utilization import (
+    UtilizationMeter,
+    UtilizationReading,
+    model_flops_utilization,
+    peak_flops,
+)
 
 CPU = torch.device("cpu")
 SETTINGS = MeasureSettings(
@@ -46,6 +64,11 @@ class Meter:
         reading.joules = 10 * reading.seconds
 
 
+def measured(*workloads: Workload, repeats: int = 3) -> WorkloadResult:
+    settings = SETTINGS.model_copy(update={"repeats": repeats})
+    return measure_workloads(workloads, settings, Meter(), MemoryMeter(CPU), seed=0)[0]  # type: ignore[arg-type]
+
+
 def test_memory_is_counted_above_the_idle_process() -> None:
     values = chain([GIB, 2 * GIB], repeat(4 * GIB))
     meter = MemoryMeter(CPU, read=lambda: next(values))
@@ -54,6 +77,7 @@ def test_memory_is_counted_above_the_idle_process() -> None:
     assert reading.peak == 3.0
     assert 1.0 < reading.mean < 3.0
     assert reading.reserved is None
+    assert reading.process == 4.0, "what the whole process holds"
 
 
 def test_memory_of_a_real_allocation() -> None:
@@ -77,6 +101,34 @@ def test_memory_sensor_that_dies_is_an_error_and_leaves_no_thread() -> None:
         calls.append(1)
         time.sleep(0.05)
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("kind", ["memory", "utilization"])
+def test_sampling_ten_thousand_times_keeps_nothing(kind: str) -> None:
+    taken, enough = 0, {200: threading.Event(), 10_000: threading.Event()}
+
+    def read() -> int:
+        nonlocal taken
+        taken += 1
+        if taken in enough:
+            enough[taken].set()
+        return 1_000_000 + taken  # another object each time
+
+    if kind == "memory":
+        window: Any = MemoryMeter(CPU, read=read, interval_s=0.0).window()
+    else:
+        window = UtilizationMeter(SimpleNamespace(busy_percent=read), interval_s=0.0).window()  # type: ignore[arg-type]
+    tracemalloc.start()
+    try:
+        with window as reading:
+            assert enough[200].wait(60)
+            before = tracemalloc.get_traced_memory()[0]
+            assert enough[10_000].wait(60)
+            grown = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert grown < 20_000, "two bytes a sample"
+    assert (reading.peak if kind == "memory" else reading.percent) > 0
 
 
 def test_cpu_utilization_tells_sleep_from_work() -> None:
@@ -171,14 +223,25 @@ def test_protocol_keeps_its_lengths() -> None:
         calls.append(time.perf_counter())
         time.sleep(0.004)
 
-    result = measure_workload(Workload(step, 8, 2, CPU), SETTINGS, Meter(), MemoryMeter(CPU))  # type: ignore[arg-type]
+    result = measured(Workload(step, 8, 2, CPU))
     assert result.warmup_calls >= 3
     assert len(result.windows) == 3
-    assert all(window.energy.seconds >= 0.05 and window.calls >= 4 for window in result.windows)
+    assert all(window.energy.seconds >= window.seconds >= 0.05 and window.calls >= 4 for window in result.windows)
     assert len(calls) == result.warmup_calls + 2 + sum(window.calls for window in result.windows)
     for seconds, joules in zip(result.seconds_per_call(), result.joules_per_call(), strict=True):
         assert 0.004 <= seconds < 0.05
-        assert joules == pytest.approx(10 * seconds)
+        assert joules >= 10 * seconds, "the energy window holds the calls"
+
+
+def test_work_of_others_is_told_from_ones_own() -> None:
+    window = WindowResult(1, 1.0, EnergyReading(), UtilizationReading(99.0, others_cores=0.2), 0, None, [])
+    disturbed = dataclasses.replace(window, busy=UtilizationReading(99.0, others_cores=1.14))
+    on_gpu = dataclasses.replace(window, busy=UtilizationReading(99.0))
+    result = WorkloadResult(1, True, MemoryReading(), [window, window], "", "")
+    assert result.doubts() == ""
+    assert dataclasses.replace(result, windows=[on_gpu]).doubts() == ""
+    spoiled = dataclasses.replace(result, windows=[window, disturbed]).doubts()
+    assert spoiled == "; DOUBTFUL: other programs kept up to 1.1 of the cores busy"
 
 
 def test_warm_up_that_never_settles_ends() -> None:
@@ -187,12 +250,67 @@ def test_warm_up_that_never_settles_ends() -> None:
     def step() -> None:
         time.sleep(0.001 + 0.004 * (next(lengths) % 2))
 
-    result = measure_workload(Workload(step, 1, 1, CPU), SETTINGS, Meter(), MemoryMeter(CPU))  # type: ignore[arg-type]
+    result = measured(Workload(step, 1, 1, CPU))
     assert not result.stable
 
 
+def test_compared_workloads_take_turns_in_random_order() -> None:
+    order: list[int] = []
+
+    def workload(name: int) -> Workload:
+        def step() -> None:
+            order.append(name)
+            time.sleep(0.002)
+
+        return Workload(step, 1, 1, CPU)
+
+    settings = SETTINGS.model_copy(update={"repeats": 8, "window_seconds": 0.004, "window_calls": 1})
+    results = measure_workloads(
+        [workload(0), workload(1)], settings, Meter(), MemoryMeter(CPU), seed=0  # type: ignore[arg-type]
+    )  # fmt: skip
+    turns = [[window.turn // 2 for window in result.windows] for result in results]
+    assert turns == [list(range(8)), list(range(8))], "each repeat takes a window of each"
+    first = [result.windows[repeat].turn % 2 for result in results[:1] for repeat in range(8)]
+    assert set(first) == {0, 1}, "sometimes the one is first, sometimes the other"
+    windows = sorted((window.turn, name) for name, result in enumerate(results) for window in result.windows)
+    taken = [name for name, _ in itertools.groupby(order)]
+    assert [name for _, name in windows] != [0, 1] * 8
+    assert len(taken) > 8
+
+
 def test_idle_power_of_a_sleep() -> None:
-    assert idle_watts(0.05, Meter()) == pytest.approx(10.0)  # type: ignore[arg-type]
+    quiet = idle(0.05, Meter(), allow_shared=True)  # type: ignore[arg-type]
+    assert quiet.watts == pytest.approx(10.0)
+    assert quiet.missing is None
+
+
+def test_idle_power_that_cannot_be_read_has_a_reason() -> None:
+    class Silent(Meter):
+        @contextmanager
+        def window(self) -> Iterator[EnergyReading]:
+            yield EnergyReading()
+            raise MeasurementError("0 J in 0.05 s")
+
+    quiet = idle(0.05, Silent(), allow_shared=True)  # type: ignore[arg-type]
+    assert (quiet.watts, quiet.missing) == (None, "0 J in 0.05 s")
+
+
+def test_cpu_that_others_use_is_refused_or_said() -> None:
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        time.sleep(0.3)
+        quiet = idle(0.4, Meter(), allow_shared=True)  # type: ignore[arg-type]
+        assert quiet.others_cores is None or quiet.others_cores > 0.5
+        if quiet.others_cores is not None:
+            assert (
+                "DOUBTFUL: other programs kept up to"
+                in measured(Workload(lambda: time.sleep(0.01), 1, 1, CPU)).doubts()
+            )
+            with pytest.raises(MeasurementError, match=r"keep .* cores busy.*measure\.allow_shared"):
+                idle(0.4, Meter(), allow_shared=False)  # type: ignore[arg-type]
+    finally:
+        busy.kill()
+        busy.wait()
 
 
 def test_foreign_process_is_refused_or_said() -> None:

@@ -47,5 +47,5 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
     failed = project.run("python", "-m", "stages.pretrain", "--architecture", "dense_small", check=False)
     assert failed.returncode == 1
     assert failed.stdout.splitlines() == [
-        "error: training.batch_size is 8, which 3 processes cannot share: change it or parallel.processes"
+        "error: training.batch_size is 4, which 3 processes cannot share: change it or parallel.processes"
     ]

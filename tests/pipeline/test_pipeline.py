@@ -131,6 +131,20 @@ def test_an_edit_runs_only_what_depends_on_it(
     assert all(any(stage.startswith(prefix) for stage in stages) for prefix in expected), stages
 
 
+def test_another_machine_measures_everything_and_trains_nothing(finished: Project) -> None:
+    description = finished.root / paths.HARDWARE
+    known = description.read_text()
+    machine = json.loads(known)
+    description.write_text(json.dumps(machine | {"ram_limit_gib": machine["ram_limit_gib"] + 1}))
+    try:
+        stages = Project.stages_run(finished.run("dvc", "repro", "--dry").stdout)
+    finally:
+        description.write_text(known)
+    rows = load(finished.root).rows()
+    cells = {f"measure_{row.axis}@{row.cell}" for row in rows}
+    assert set(stages) == cells | {"probe", "report"}, "what is trained or evaluated knows no machine"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
