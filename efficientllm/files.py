@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from efficientllm.errors import ArtifactError
+
+_PARTIAL = ".partial"
+"""How the name of what is being written ends; git and DVC ignore such names."""
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -21,7 +25,8 @@ def write_bytes(path: Path, content: bytes) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        _remove_leftovers(path)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PARTIAL)
     except OSError as error:
         raise ArtifactError(f"cannot write {path}: {error.strerror}") from error
     temporary = Path(name)
@@ -32,6 +37,7 @@ def write_bytes(path: Path, content: bytes) -> None:
             os.fsync(stream.fileno())
         temporary.chmod(0o644)
         temporary.replace(path)
+        _flush(path.parent)
     except OSError as error:
         raise ArtifactError(f"cannot write {path}: {error.strerror}") from error
     finally:
@@ -77,19 +83,50 @@ def whole_directory(path: Path) -> Iterator[Path]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        _remove_leftovers(path)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PARTIAL))
     except OSError as error:
         raise ArtifactError(f"cannot write {path}: {error.strerror}") from error
     try:
         yield temporary
+        for entry in temporary.rglob("*"):
+            _flush(entry)
+        _flush(temporary)
         if path.exists():
             shutil.rmtree(path)
         temporary.chmod(0o755)
         temporary.replace(path)
+        _flush(path.parent)
     except OSError as error:
         raise ArtifactError(f"cannot write {path}: {error.strerror or error}") from error
+    except Exception as error:
+        # libraries in Rust (safetensors) tell a full disk by an exception of their own
+        if not re.search(r"\(os error \d+\)", str(error)):
+            raise
+        raise ArtifactError(f"cannot write {path}: {error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Removes what a killed process left of its writing of the same path."""
+    leftover = re.compile(rf"\.{re.escape(path.name)}\.[^.]+{re.escape(_PARTIAL)}")
+    for entry in path.parent.iterdir():
+        if not leftover.fullmatch(entry.name):
+            continue
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    """Brings a file, or a folder's list of names, to the disk, so that a power cut cannot leave a whole name of a cut file."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def file_hash(path: Path) -> str:

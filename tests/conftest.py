@@ -1,12 +1,19 @@
 """What all tests share."""
 
 import os
+import tempfile
 
 import pytest
+
+from efficientllm.device_lock import FOLDER_VARIABLE
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # before torch is imported: one thread for each worker, or the workers' threads wait for one another
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+# the cells of tests that run at the same time do not wait for one another
+os.environ[FOLDER_VARIABLE] = tempfile.mkdtemp(prefix="efficientllm-locks-")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -70,15 +70,17 @@ def make_base(configuration: Configuration, size: str) -> None:
 
 def _quality(configuration: Configuration, size: str) -> dict[str, Any]:
     """Evaluates a base on the held-out text and the task, as its tuned models are, and in the type that they are in."""
-    from efficientllm.device import autocast_type, select_device
+    from efficientllm.device import autocast_type
+    from efficientllm.device_lock import claimed
     from efficientllm.measurement.quality import perplexity_values, task_values
     from efficientllm.models.weights import load_decoder
 
-    device, folder = select_device(), base_folder(size)
-    dtype = autocast_type(configuration.profile.tune.training.autocast, device)
-    decoder = load_decoder(folder, device=device, dtype=dtype).requires_grad_(False).eval()
-    values, losses = perplexity_values(configuration, decoder, device, folder)
-    scored, groups, correct = task_values(configuration, decoder, device, folder)
+    folder = base_folder(size)
+    with claimed(f"base@{size}", alone=False) as device:
+        dtype = autocast_type(configuration.profile.tune.training.autocast, device)
+        decoder = load_decoder(folder, device=device, dtype=dtype).requires_grad_(False).eval()
+        values, losses = perplexity_values(configuration, decoder, device, folder)
+        scored, groups, correct = task_values(configuration, decoder, device, folder)
     return {
         "values": {key: value.model_dump(mode="json") for key, value in (values | scored).items()},
         "task_groups": groups,

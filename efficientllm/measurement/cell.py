@@ -10,7 +10,7 @@ import torch
 from efficientllm import metrics, paths, registry
 from efficientllm.bases.base import RANDOM, base_folder
 from efficientllm.config import Configuration
-from efficientllm.device import select_device
+from efficientllm.device_lock import claimed
 from efficientllm.errors import CellFailure
 from efficientllm.evaluation.perplexity import WindowLosses
 from efficientllm.files import content_hash, file_hash, read_json
@@ -67,7 +67,8 @@ def measure_cell(configuration: Configuration, axis: registry.Axis, cell: str) -
         with cell_errors():
             if (reason := failure(artifact)) is not None:
                 raise CellFailure(f"{artifact}: {reason}")
-            findings = _measure(configuration, axis, cell, hardware)
+            with claimed(f"measuring {axis}@{cell}", alone=True) as device:
+                findings = _measure(configuration, axis, cell, hardware, device)
     except CellFailure as error:
         write({}, status="failed", reason=str(error))
         print(f"{axis}@{cell} failed, and is recorded as failed: {error}")
@@ -81,9 +82,10 @@ def measure_cell(configuration: Configuration, axis: registry.Axis, cell: str) -
     print(f"{axis}@{cell}: {quality}; {energy.value:.3g} J/token ({energy.source})")
 
 
-def _measure(configuration: Configuration, axis: registry.Axis, cell: str, hardware: dict[str, Any]) -> Findings:
+def _measure(
+    configuration: Configuration, axis: registry.Axis, cell: str, hardware: dict[str, Any], device: torch.device
+) -> Findings:
     settings = configuration.profile.measure
-    device = select_device()
     nvml = NvmlDevice.of(device) if device.type == "cuda" else None
     others = check_exclusive(nvml, allow_shared=settings.allow_shared)
     memory = MemoryMeter(device, nvml)

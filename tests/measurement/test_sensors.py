@@ -14,7 +14,7 @@ from codecarbon.core import gpu_nvidia, hardware_cache
 from fake_pynvml import Gpu, NotSupportedError, lost, module, no_permission
 
 from efficientllm.errors import MeasurementError
-from efficientllm.measurement import selftest
+from efficientllm.measurement import protocol, selftest
 from efficientllm.measurement.energy import EnergyMeter
 from efficientllm.measurement.findings import Findings
 from efficientllm.measurement.hardware import sensor_doubt
@@ -234,7 +234,8 @@ def test_doubts_stand_beside_the_figure(install: Install) -> None:
     assert "no more than at idle" in findings.missing["net_energy_per_token"]
 
 
-def test_other_processes_and_own_memory(install: Install) -> None:
+def test_other_processes_and_own_memory(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "_LEAVING_S", 0.5)
     gpu = install(Gpu(UUID, processes={os.getpid(): 3 * 2**30, 4711: 2**30}))
     nvml = NvmlDevice.of(CUDA)
     with pytest.raises(MeasurementError, match=r"\(4711\).*measure\.allow_shared"):
