@@ -26,8 +26,9 @@ def _run(argv: list[str] | None) -> int:
     commands.add_parser(
         "doctor", help="describe this machine: what will be measured, what modelled, and how to get the rest"
     )
+    commands.add_parser("verify", help="remove damaged files from DVC's cache, which DVC itself would go on using")
     arguments = parser.parse_args(argv)
-    return {"check": _check, "doctor": _doctor}[arguments.command]()
+    return {"check": _check, "doctor": _doctor, "verify": _verify}[arguments.command]()
 
 
 def _check() -> int:
@@ -44,4 +45,14 @@ def _doctor() -> int:
     from efficientllm.measurement.hardware import describe, probe
 
     print("\n".join(describe(probe())))
+    return 0
+
+
+def _verify() -> int:
+    from efficientllm.cache import local_cache, remove_damaged
+
+    checked, removed = remove_damaged(local_cache())
+    for path in removed:
+        print(f"removed {path}: its content is not what its name says")
+    print(f"{checked} files checked, {len(removed)} removed" + ("; now `dvc pull` or `dvc repro`" if removed else ""))
     return 0

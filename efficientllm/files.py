@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: atomic writes, strict JSON, content hashes."""
+"""Files that are either whole or absent: atomic writes, strict JSON, content hashes, checksums."""
 
 import contextlib
 import hashlib
@@ -13,6 +13,10 @@ from typing import Any
 
 from efficientllm.errors import ArtifactError
 
+CHECKSUMS_FILE = "checksums.json"
+_CHECKSUM = "sha256"
+_DAMAGED = "is damaged: run `efficientllm verify`, then `dvc repro`"
+"""DVC replaces a file that changed in the workspace, and believes one that changed in its cache."""
 _PARTIAL = ".partial"
 """How the name of what is being written ends; git and DVC ignore such names."""
 
@@ -74,9 +78,29 @@ def read_json(path: Path) -> Any:
         raise ArtifactError(f"{path} cannot be read ({error}): delete it and run `dvc repro` again") from error
 
 
+def write_checked_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes a JSON object with its own checksum, see `read_checked_json`."""
+    write_json(path, {**content, _CHECKSUM: content_hash(content)})
+
+
+def read_checked_json(path: Path) -> Any:
+    """Reads what `write_checked_json` wrote, without the checksum; also a file that has none.
+
+    Raises:
+        ArtifactError: The file is missing, not valid JSON, or does not fit its checksum.
+    """
+    content = read_json(path)
+    expected = content.pop(_CHECKSUM, None) if isinstance(content, dict) else None
+    if expected is not None and content_hash(content) != expected:
+        raise ArtifactError(f"{path} {_DAMAGED}")
+    return content
+
+
 @contextlib.contextmanager
 def whole_directory(path: Path) -> Iterator[Path]:
     """Yields an empty temporary folder that becomes `path` when the block succeeds, and vanishes when it fails.
+
+    The finished folder also holds the checksums of its files, see `check_directory`.
 
     Raises:
         ArtifactError: The disk is full or the folder cannot be written.
@@ -89,9 +113,12 @@ def whole_directory(path: Path) -> Iterator[Path]:
         raise ArtifactError(f"cannot write {path}: {error.strerror}") from error
     try:
         yield temporary
-        for entry in temporary.rglob("*"):
+        entries = sorted(temporary.rglob("*"))
+        sums = {entry.relative_to(temporary).as_posix(): file_hash(entry) for entry in entries if entry.is_file()}
+        sums.pop(CHECKSUMS_FILE, None)
+        for entry in entries:
             _flush(entry)
-        _flush(temporary)
+        write_json(temporary / CHECKSUMS_FILE, sums)
         if path.exists():
             shutil.rmtree(path)
         temporary.chmod(0o755)
@@ -106,6 +133,22 @@ def whole_directory(path: Path) -> Iterator[Path]:
         raise ArtifactError(f"cannot write {path}: {error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_directory(path: Path) -> None:
+    """Checks a folder that `whole_directory` wrote against its checksums; any other folder passes.
+
+    Raises:
+        ArtifactError: A file is missing or damaged.
+    """
+    if not (path / CHECKSUMS_FILE).exists():
+        return
+    for name, expected in read_json(path / CHECKSUMS_FILE).items():
+        file = path / name
+        if not file.is_file():
+            raise ArtifactError(f"{file} is missing: run `dvc repro`, or `dvc checkout` where it is in the cache")
+        if file_hash(file) != expected:
+            raise ArtifactError(f"{file} {_DAMAGED}")
 
 
 def _remove_leftovers(path: Path) -> None:

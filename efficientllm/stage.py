@@ -8,7 +8,7 @@ from pathlib import Path
 
 from efficientllm import paths, preload
 from efficientllm.errors import CellFailure, EfficientLLMError, Terminated
-from efficientllm.files import read_json, whole_directory, write_json
+from efficientllm.files import check_directory, read_json, whole_directory, write_checked_json, write_json
 from efficientllm.termination import end_with_parent, terminate_by_exception
 
 INTERRUPTED = 130
@@ -112,11 +112,16 @@ def _record_failure(axis: str, cell: str, reason: str) -> None:
         with whole_directory(output) as folder:
             write_json(folder / paths.FAILURE_FILE, {"reason": reason})
     if axis == "base":
-        write_json(paths.base_quality(cell), {"reason": reason})
+        write_checked_json(paths.base_quality(cell), {"reason": reason})
     print(f"{axis}@{cell} failed, and is recorded as failed: {reason}", file=sys.stderr)
 
 
 def failure(artifact: Path) -> str | None:
-    """Returns the reason why an artifact's cell failed, or None where it did not."""
+    """Returns the reason why an artifact's cell failed, or None where it did not.
+
+    Raises:
+        ArtifactError: The artifact is damaged.
+    """
+    check_directory(artifact)
     path = artifact / paths.FAILURE_FILE
     return str(read_json(path)["reason"]) if path.exists() else None

@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
         )  # fmt: skip
 
     base = paths.artifact("base", arguments.size)
-    return run_cell("tune", registry.cell_name(arguments.method, arguments.size), [base], work)
+    return run_cell("tune", registry.cell_name(arguments.method, arguments.size), [paths.DATA, base], work)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from efficientllm.data.tokenizer import (
     save_tokenizer,
 )
 from efficientllm.errors import ArtifactError, ParameterError
-from efficientllm.files import file_hash, read_json, whole_directory, write_json
+from efficientllm.files import file_hash, read_checked_json, whole_directory, write_checked_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -65,7 +65,7 @@ def make_base(configuration: Configuration, size: str) -> None:
         if file_hash(folder / TOKENIZER_FILE) != file_hash(paths.DATA / TOKENIZER_FILE):
             write_split(folder, HELD_OUT, _encoded_anew(load_tokenizer(folder)))
     untrained = has_random_weights(base_folder(size))
-    write_json(paths.base_quality(size), {"reason": RANDOM} if untrained else _quality(configuration, size))
+    write_checked_json(paths.base_quality(size), {"reason": RANDOM} if untrained else _quality(configuration, size))
 
 
 def _quality(configuration: Configuration, size: str) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def read_base_quality(size: str) -> "tuple[WindowLosses, np.ndarray]":
     from efficientllm.evaluation.perplexity import WindowLosses
 
     path = paths.base_quality(size)
-    content = read_json(path)
+    content = read_checked_json(path)
     try:
         windows, correct = content["windows"], np.array(content["correct"], dtype=np.float64)
         losses = WindowLosses(np.array(windows["nats"], dtype=np.float64), np.array(windows["tokens"], dtype=np.int64))

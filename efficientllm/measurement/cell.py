@@ -13,7 +13,7 @@ from efficientllm.config import Configuration
 from efficientllm.device_lock import claimed
 from efficientllm.errors import CellFailure
 from efficientllm.evaluation.perplexity import WindowLosses
-from efficientllm.files import content_hash, file_hash, read_json
+from efficientllm.files import check_directory, content_hash, file_hash, read_json
 from efficientllm.measurement import subjects
 from efficientllm.measurement.compression import compression_values
 from efficientllm.measurement.energy import EnergyMeter
@@ -67,6 +67,8 @@ def measure_cell(configuration: Configuration, axis: registry.Axis, cell: str) -
         with cell_errors():
             if (reason := failure(artifact)) is not None:
                 raise CellFailure(f"{artifact}: {reason}")
+            for source in subjects.sources(configuration, axis, size):
+                check_directory(source)
             with claimed(f"measuring {axis}@{cell}", alone=True) as device:
                 findings = _measure(configuration, axis, cell, hardware, device)
     except CellFailure as error:

@@ -10,7 +10,7 @@ from efficientllm.bases.base import base_folder
 from efficientllm.config import Configuration
 from efficientllm.device_lock import claimed
 from efficientllm.errors import CellFailure
-from efficientllm.files import content_hash
+from efficientllm.files import check_directory, content_hash
 from efficientllm.measurement.quality import perplexity_values, task_values
 from efficientllm.models.build import build_decoder
 from efficientllm.models.decoder import Decoder
@@ -49,6 +49,7 @@ def replicate(configuration: Configuration, axis: Axis, cell: str, seed: int) ->
 def _quality(configuration: Configuration, axis: Axis, cell: str, seed: int, device: torch.device) -> dict[str, Value]:
     parameters = configuration.parameters.model_copy(update={"seed": seed})
     seeded = Configuration(parameters, configuration.profile)
+    check_directory(paths.DATA)
     decoder, trainer = (_pretraining if axis == "pretrain" else _tuning)(seeded, cell, device)
     checkpoints = paths.checkpoint(f"replica-{axis}", f"{cell}-{seed}")
     trainer.run(
