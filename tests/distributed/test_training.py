@@ -8,7 +8,7 @@ import pytest
 
 from efficientllm.config.schema import ParallelSettings, Profile
 from efficientllm.distributed.launch import WorkerError, train_in_parallel
-from efficientllm.errors import CellFailure, ParameterError
+from efficientllm.errors import CellFailure, ParameterError, Terminated
 from tests.distributed import job
 
 pytestmark = pytest.mark.slow
@@ -71,6 +71,16 @@ def test_a_killed_run_goes_on_with_other_processes(alone: Path, tmp_path: Path, 
     start(order(tmp_path, ["moe"], second))
     found = result(tmp_path, "moe")
     assert found["resumed"] == 1
+    assert [step["step"] for step in found["steps"]] == [4, 5]
+    assert_same(found, result(alone, "moe"), "moe")
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_termination_of_one_process_saves_the_run(alone: Path, tmp_path: Path, strategy: str) -> None:
+    with pytest.raises(Terminated, match=r"^job is saved at step 4 of 6$"):
+        start(order(tmp_path, ["moe"], strategy, terminated=[1, 2]))
+    start(order(tmp_path, ["moe"]))
+    found = result(tmp_path, "moe")
     assert [step["step"] for step in found["steps"]] == [4, 5]
     assert_same(found, result(alone, "moe"), "moe")
 
