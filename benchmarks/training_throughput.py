@@ -86,6 +86,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--warmup", type=int, default=4)
     parser.add_argument("--checkpoint", action="store_true", help="recompute the blocks' activations")
+    parser.add_argument("--optimizer", choices=["adamw", "adamw_8bit"], default="adamw", help="of our rows")
     parser.add_argument("--layers", type=int, help="instead of the shape's")
     parser.add_argument("--no-baseline", action="store_true")
     parser.add_argument("--profile", action="store_true", help="also print what a step's kernels take, by kind")
@@ -110,7 +111,7 @@ def _ours(
         sequence_length=arguments.sequence, batch_size=arguments.batch, gradient_accumulation=1, steps=1000,
         warmup_steps=10, final_learning_rate_fraction=0.1, embedding_learning_rate_scale=1.0, weight_decay=0.1,
         beta1=0.9, beta2=0.95, gradient_clip=1.0, autocast="auto", compile="auto", evaluation_steps=1000,
-        evaluation_sequences=1, checkpoint_seconds=1e9,
+        evaluation_sequences=1, checkpoint_seconds=1e9, optimizer=arguments.optimizer,
     )  # fmt: skip
     tokens = _tokens(config, arguments, device)
     task = TrainingTask(
