@@ -18,7 +18,6 @@ import csv
 import gc
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
