@@ -126,6 +126,8 @@ def whole_directory(path: Path) -> Iterator[Path]:
         _flush(path.parent)
     except OSError as error:
         raise ArtifactError(f"cannot write {path}: {error.strerror or error}") from error
+    except ArtifactError as error:  # of a file in the temporary folder, whose name says nothing to anyone
+        raise ArtifactError(str(error).replace(str(temporary), str(path))) from error
     except Exception as error:
         # libraries in Rust (safetensors) tell a full disk by an exception of their own
         if not re.search(r"\(os error \d+\)", str(error)):

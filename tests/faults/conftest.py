@@ -1,8 +1,8 @@
 """A finished run of one cell of each axis, in copies that tests may damage."""
 
 import importlib
-import itertools
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +11,6 @@ import pytest
 from efficientllm.stage import run_stage
 from tests.pipeline.project import Project, working_copy
 
-_numbers = itertools.count()
 Stage = Callable[..., int]
 
 
@@ -29,8 +28,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Project:
 @pytest.fixture
 def copy(small: Project) -> Project:
     """A copy of it, beside the original: so they share preloaded processes."""
-    destination = small.root.with_name(f"copy-{next(_numbers)}")
-    shutil.copytree(small.root, destination, symlinks=True)
+    destination = Path(tempfile.mkdtemp(prefix="copy-", dir=small.root.parent))
+    shutil.copytree(small.root, destination, symlinks=True, dirs_exist_ok=True)
     return Project(destination)
 
 
