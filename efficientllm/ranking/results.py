@@ -55,6 +55,7 @@ class Ranked:
     """The standing of one row in one metric: a line of ranking.csv.
 
     `tied_with` names the techniques of the group whose 95 % interval overlaps this row's; `tied` says that there is one.
+    `stability` is the share of draws from the intervals in which the rank holds; None where there is no interval.
     """
 
     axis: str
@@ -67,6 +68,7 @@ class Ranked:
     tied: bool
     tier: Tier | None
     tied_with: tuple[str, ...] = ()
+    stability: float | None = None
 
 
 def read_records(rows: Iterable[registry.Row], root: Path = Path()) -> dict[tuple[str, str], Record]:
@@ -146,7 +148,7 @@ def rank(results: Sequence[Result]) -> list[Ranked]:
     ranked: list[Ranked] = []
     for (axis, _), members in groups.items():
         columns = [
-            _rank_column([member for member in members if member.metric == entry.key], entry.direction)
+            rank_column([member for member in members if member.metric == entry.key], entry.direction)
             for entry in metrics.ranked_metrics(axis)
         ]
         for column in columns:
@@ -155,15 +157,24 @@ def rank(results: Sequence[Result]) -> list[Ranked]:
     return ranked
 
 
-def _rank_column(column: list[Result], direction: metrics.Direction) -> list[Ranked]:
+def rank_column(column: Sequence[Result], direction: metrics.Direction) -> list[Ranked]:
+    """Ranks the rows of one group by one metric; where some values are measured, modelled ones have no rank.
+
+    Args:
+        column: One result per row.
+        direction: Which direction is better.
+    """
+    from efficientllm.ranking.stability import rank_stability
+
     sources = {member.source for member in column if member.value is not None}
-    rankable = "measured" if "measured" in sources else "modelled"
-    values = [member.value if member.source == rankable else None for member in column]
+    rankable = sources - {"modelled"} or sources
     estimates = [
-        None if value is None else Estimate(value, member.ci_low, member.ci_high)
-        for value, member in zip(values, column, strict=True)
+        None
+        if member.value is None or member.source not in rankable
+        else Estimate(member.value, member.ci_low, member.ci_high, member.n)
+        for member in column
     ]
-    return _lines(column, values, normalize(values, direction), ranks(values, direction), ties(estimates))
+    return _lines(column, estimates, direction, rank_stability(estimates, direction))
 
 
 def _average(columns: list[list[Ranked]]) -> list[Ranked]:
@@ -179,25 +190,26 @@ def _average(columns: list[list[Ranked]]) -> list[Ranked]:
         for lines in by_row
     ]
     estimates = [None if mean is None else Estimate(mean) for mean in means]
-    members = [lines[0] for lines in by_row]
-    return _lines(members, means, normalize(means, "lower"), ranks(means, "lower"), ties(estimates), AVERAGE_RANK)
+    return _lines([lines[0] for lines in by_row], estimates, "lower", metric=AVERAGE_RANK)
 
 
 def _lines(
     members: Sequence[Result | Ranked],
-    values: Sequence[float | None],
-    normalized: Sequence[float | None],
-    standings: Sequence[int | None],
-    neighbours: Sequence[tuple[int, ...]],
+    estimates: Sequence[Estimate | None],
+    direction: metrics.Direction,
+    stability: Sequence[float | None] | None = None,
     metric: str | None = None,
 ) -> list[Ranked]:
+    values = [None if estimate is None else estimate.value for estimate in estimates]
+    standings = ranks(values, direction)
+    columns = (members, values, normalize(values, direction), standings, ties(estimates), tiers(standings))
     return [
         Ranked(
             member.axis, member.group, member.technique, metric or member.metric, value, scaled, standing,
-            bool(tied), tier, tuple(members[position].technique for position in tied),
+            bool(tied), tier, tuple(members[position].technique for position in tied), share,
         )
-        for member, value, scaled, standing, tied, tier in zip(
-            members, values, normalized, standings, neighbours, tiers(standings), strict=True
+        for member, value, scaled, standing, tied, tier, share in zip(
+            *columns, stability or [None] * len(members), strict=True
         )
     ]  # fmt: skip
 
