@@ -1,7 +1,5 @@
 """The tidy tables of a run: one line per row and metric, then the ranks, then a summary for `dvc metrics show`."""
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -10,6 +8,7 @@ from typing import Any
 
 from efficientllm import metrics, paths, registry
 from efficientllm.errors import ArtifactError
+from efficientllm.files import csv_text
 from efficientllm.ranking.normalize import normalize
 from efficientllm.ranking.rank import Estimate, ranks, ties
 from efficientllm.ranking.tiers import Tier, tiers
@@ -22,7 +21,6 @@ AVERAGE_RANK = "average_rank"
 """Key of the overall column: the mean of a row's ranks."""
 
 _REFERENCE_SIZE = "medium"
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
 @dataclass(frozen=True)
@@ -265,29 +263,10 @@ def summarize(results: Sequence[Result]) -> dict[str, Any]:
 
 
 def to_csv(table: Sequence[Result] | Sequence[Ranked], kind: type[Result] | type[Ranked]) -> str:
-    """Renders lines as CSV with a header, one decimal point, no thousands separators, and empty cells for None.
-
-    Text that a spreadsheet would run as a formula (it begins with = + - @, tab or carriage return) gets a leading
-    apostrophe. Numbers are written so that they read back to the same value.
+    """Renders lines as CSV; see `files.csv_text`.
 
     Args:
         table: Lines of one kind.
         kind: That kind; names the columns, also where there are no lines.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([field.name for field in fields(kind)])
-    for line in table:
-        writer.writerow([_cell(value) for value in astuple(line)])
-    return text.getvalue()
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float):
-        return repr(value)
-    text = ";".join(value) if isinstance(value, tuple) else str(value)
-    return f"'{text}" if text.startswith(_FORMULA_STARTS) else text
+    return csv_text([field.name for field in fields(kind)], map(astuple, table))

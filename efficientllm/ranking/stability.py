@@ -1,6 +1,7 @@
 """How sure a rank is: the share of plausible outcomes of the measurement in which the row would have the same rank."""
 
 from collections.abc import Sequence
+from statistics import fmean
 
 import numpy as np
 
@@ -39,15 +40,12 @@ def rank_stability(
     # as losses in a canonical order, so that neither the order of the rows nor the direction picks other random numbers
     losses = sorted(_loss(estimate, direction) for estimate in known)
     drawn = _draw(losses, draws)
-    # rank of every row in every draw: one more than the rows that came out better
-    outcomes = 1 + (drawn[:, None, :] < drawn[:, :, None]).sum(axis=2)
-    holds = (outcomes == np.array(ranks([loss[0] for loss in losses], "lower"))).mean(axis=0)
-    # rows with the same estimate and interval are exchangeable
-    shares = {
-        loss: float(np.mean([share for other, share in zip(losses, holds, strict=True) if other == loss]))
-        for loss in losses
-    }
-    return [None if estimate is None else shares[_loss(estimate, direction)] for estimate in estimates]
+    shares: dict[_Loss, list[float]] = {}
+    for position, (loss, rank) in enumerate(zip(losses, ranks([loss[0] for loss in losses], "lower"), strict=True)):
+        better = (drawn < drawn[:, position : position + 1]).sum(axis=1)
+        shares.setdefault(loss, []).append(float((better + 1 == rank).mean()))
+    # the mean: rows with the same estimate and interval are exchangeable
+    return [None if estimate is None else fmean(shares[_loss(estimate, direction)]) for estimate in estimates]
 
 
 _Loss = tuple[float, float, float, int]
