@@ -67,6 +67,12 @@ def test_csv_cells_that_a_spreadsheet_would_run_get_an_apostrophe(text: str) -> 
     assert cell == f"a;'{text}"
 
 
+def test_a_carriage_return_begins_no_new_line() -> None:
+    for text in ("a\r=1", "a\r\n=1", "\r=1"):
+        rows = list(csv.reader(io.StringIO(csv_text(["name"], [[text]]), newline="")))
+        assert rows[1:] == [["a\n=1"]] or rows[1:] == [["'\n=1"]]
+
+
 def test_csv_cells_read_back() -> None:
     row = ["a,b", 'say "x"', "-1.5e-3", "a=b", "", None, True, 3, -0.1, np.float64(1e-7), 1e22]
     cells = list(csv.reader(io.StringIO(csv_text([str(index) for index in range(len(row))], [row]))))[1]
