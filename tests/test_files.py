@@ -57,9 +57,7 @@ def test_content_hash_ignores_key_order() -> None:
     assert content_hash({"a": 1}) != content_hash({"a": 2})
 
 
-@pytest.mark.parametrize(
-    "text", ["=1+1", "+1", "-x", "-1+cmd|' /C calc'!A0", "@SUM(1)", "\t=1", "\r=1", "\n=1", "\uff1d1"]
-)
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-x", "-1+cmd|' /C calc'!A0", "@SUM(1)", "\t=1", "\n=1", "\uff1d1"])
 def test_csv_cells_that_a_spreadsheet_would_run_get_an_apostrophe(text: str) -> None:
     (cell,) = list(csv.reader(io.StringIO(csv_text(["name"], [[text]]), newline="")))[1]
     assert cell == f"'{text}"
@@ -67,10 +65,10 @@ def test_csv_cells_that_a_spreadsheet_would_run_get_an_apostrophe(text: str) -> 
     assert cell == f"a;'{text}"
 
 
-def test_a_carriage_return_begins_no_new_line() -> None:
-    for text in ("a\r=1", "a\r\n=1", "\r=1"):
-        rows = list(csv.reader(io.StringIO(csv_text(["name"], [[text]]), newline="")))
-        assert rows[1:] == [["a\n=1"]] or rows[1:] == [["'\n=1"]]
+@pytest.mark.parametrize(("text", "read"), [("a\r=1", "a\n=1"), ("a\r\n=1", "a\n=1"), ("\r=1", "'\n=1")])
+def test_a_carriage_return_begins_no_new_line(text: str, read: str) -> None:
+    rows = list(csv.reader(io.StringIO(csv_text(["name"], [[text]]), newline="")))
+    assert rows == [["name"], [read]]
 
 
 def test_csv_cells_read_back() -> None:
