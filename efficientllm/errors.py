@@ -32,9 +32,15 @@ class CellFailure(EfficientLLMError):  # noqa: N818 - a result of the benchmark,
     """
 
 
-def did_you_mean(found: str, known: Iterable[str]) -> str:
-    """Returns "did you mean 'dora'? " for the nearest of the known names, or nothing where none is near."""
-    near = difflib.get_close_matches(str(found), list(known), n=1, cutoff=0.6)
+def did_you_mean(found: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """Returns "did you mean 'dora'? " for the nearest of the known names, or nothing where none is near.
+
+    Args:
+        found: The name as given.
+        known: All names that would be accepted.
+        cutoff: How near a name has to be, between 0 and 1 (the same).
+    """
+    near = difflib.get_close_matches(str(found), list(known), n=1, cutoff=cutoff)
     return f"did you mean {near[0]!r}? " if near else ""
 
 
