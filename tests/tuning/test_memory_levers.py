@@ -84,3 +84,15 @@ def test_the_8_bit_optimizer_keeps_a_quarter(method: str, base: Path) -> None:
         assert losses[-1] < losses[0]
         found[optimizer] = state_bytes(made.optimizer)
     assert 0.2 < found["adamw_8bit"] / found["adamw"] < 0.4
+
+
+def test_optimizer_bytes_by_hand(base: Path) -> None:
+    """Two float32 moments of each trained number and a step count of each tensor; what is shared counts once."""
+    made = trainer("lora", base)
+    made.step(0)
+    trained = [p for group in made.optimizer.param_groups for p in group["params"]]
+    assert state_bytes(made.optimizer) == sum(2 * p.nbytes for p in trained) + 4 * len(trained)
+    shared = torch.zeros(256)
+    for state in made.optimizer.state.values():
+        state["table"] = shared
+    assert state_bytes(made.optimizer) == sum(2 * p.nbytes for p in trained) + 4 * len(trained) + 1024
