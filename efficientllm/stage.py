@@ -18,6 +18,7 @@ _ENVIRONMENT = {
     "GOMP_SPINCOUNT": "10000",
     # a progress bar for each of a hundred small files hides what matters
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
     "TRANSFORMERS_VERBOSITY": "error",
 }
 

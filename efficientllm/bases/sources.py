@@ -102,7 +102,7 @@ def open_checkpoint(source: Path) -> tuple["PreTrainedModel", "PreTrainedTokeniz
     if source.suffix == ".gguf":
         if not source.is_file():
             raise ParameterError(f"base {source} does not exist")
-        return _load(str(source.parent), str(source), gguf_file=source.name)
+        return _load(str(source.parent), str(source), gguf_file=source.name, local_files_only=True)
     if not (source / "config.json").is_file():
         raise ParameterError(
             f"base {source} is no checkpoint: it needs a config.json; other sources are a .gguf file and a .yaml file that "
