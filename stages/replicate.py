@@ -4,7 +4,6 @@ import argparse
 from typing import Literal
 
 from efficientllm import config, registry
-from efficientllm.errors import unknown_name
 from efficientllm.stage import run_stage
 
 
@@ -22,9 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     axis: Literal["pretrain", "tune"] = "pretrain" if arguments.method is None else "tune"
     cell = arguments.architecture if axis == "pretrain" else registry.cell_name(arguments.method, arguments.size)
     configuration = config.load()
-    known = {row.cell for row in configuration.rows() if row.axis == axis}
-    if cell not in known:
-        raise unknown_name(f"{axis} cell", cell, known)
+    configuration.require_cell(axis, cell)
 
     from efficientllm.training.replicate import replicate
 

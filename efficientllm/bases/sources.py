@@ -10,6 +10,7 @@ A source is a path, so that DVC can watch it:
   random (`shape`).
 """
 
+import json
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from pydantic import Field, ValidationError
 from efficientllm.config.load import read_yaml
 from efficientllm.config.schema import Section
 from efficientllm.errors import ArtifactError, ParameterError
-from efficientllm.files import file_hash, read_json
+from efficientllm.files import file_hash
 from efficientllm.models.config import DecoderConfig
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class RandomModel(Section):
     shape: dict[str, Any]
 
 
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _KINDS: dict[str, type[HubModel | PackagedFile | RandomModel]] = {
     "hub": HubModel, "package": PackagedFile, "shape": RandomModel,
 }  # fmt: skip
@@ -71,13 +73,20 @@ def random_shape(source: Path) -> DecoderConfig | None:
 
 
 def is_own_checkpoint(source: Path) -> bool:
-    """Says whether a source is a folder that `save_decoder` wrote."""
+    """Says whether a source is a folder that `save_decoder` wrote.
+
+    Raises:
+        ArtifactError: Its config.json is damaged.
+    """
     from efficientllm.models.weights import CONFIG_FILE, MODEL_TYPE
 
     configuration = source / CONFIG_FILE
     if not configuration.is_file():
         return False
-    content = read_json(configuration)
+    try:
+        content = json.loads(configuration.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"base {source}: config.json cannot be read ({error}): get it again") from error
     return isinstance(content, dict) and content.get("model_type") == MODEL_TYPE
 
 
@@ -107,6 +116,13 @@ def open_checkpoint(source: Path) -> tuple["PreTrainedModel", "PreTrainedTokeniz
         raise ParameterError(
             f"base {source} is no checkpoint: it needs a config.json; other sources are a .gguf file and a .yaml file that "
             "names a model of the hub"
+        )
+    if not any(source.glob("*.safetensors")):
+        pickled = [path.name for path in sorted(source.iterdir()) if path.suffix in _PICKLED]
+        found = f" but {pickled[0]}, a pickle, which may run any code when it is opened" if pickled else ""
+        raise ParameterError(
+            f"base {source} has no weights in safetensors (model.safetensors){found}: save the model by "
+            "save_pretrained(..., safe_serialization=True)"
         )
     return _load(str(source), str(source), local_files_only=True)
 
@@ -161,5 +177,6 @@ def _load(name: str, shown: str, **options: Any) -> tuple["PreTrainedModel", "Pr
     except MemoryError:
         raise
     except Exception as error:  # each format's reader raises its own kinds at a damaged file
-        raise ArtifactError(f"base {shown} cannot be loaded: {str(error).splitlines()[0]}") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ArtifactError(f"base {shown} cannot be loaded ({reason}): get it again") from error
     return model, tokenizer

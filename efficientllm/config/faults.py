@@ -1,5 +1,6 @@
 """One line for the first fault that pydantic finds in a block of parameters."""
 
+import re
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -34,8 +35,14 @@ def described(model: type[BaseModel], error: ValidationError, place: str = "", p
         return f"{prefix or place.removeprefix(' in ')} is {found}: a mapping of parameters is needed"
     # of a choice between types, every one has its complaint
     alternatives = [other["msg"] for other in faults if _fields(model, other["loc"]) == location]
-    message = " or ".join(text[0].lower() + text[1:] for text in dict.fromkeys(alternatives))
+    message = " or ".join(_plain(text) for text in dict.fromkeys(alternatives))
     return f"parameter {shown(key)}{place} is {shown(fault['input'])}: {message}"
+
+
+def _plain(message: str) -> str:
+    """Pydantic's message without its way of saying where it comes from."""
+    text = re.sub(r"^Value error, | after validation, not \d+$", "", message)
+    return text[0].lower() + text[1:]
 
 
 def _fields(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:

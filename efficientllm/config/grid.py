@@ -48,6 +48,10 @@ def check_grid(configuration: Configuration) -> None:
     if not profile.random_weights:
         for stage, training in (("pretrain", profile.pretrain.training), ("tune", profile.tune.training)):
             check_shares(profile.parallel, training, f"{stage}.training")
+            if training.optimizer == "adamw_8bit" and device.type != "cuda":
+                raise ParameterError(
+                    f"{stage}.training.optimizer is 'adamw_8bit', which needs a CUDA GPU: set it to adamw"
+                )
     check_country(profile.measure.country_iso_code)
 
 

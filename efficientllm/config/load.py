@@ -39,6 +39,16 @@ class Configuration:
         choice = self.parameters.architectures[name]
         return choice, self.profile.architectures[name], self.profile.models[choice.size]
 
+    def require_cell(self, axis: registry.Axis, cell: str) -> None:
+        """Makes sure that a cell is one of this run's.
+
+        Raises:
+            ParameterError: It is not; the message lists those of the axis.
+        """
+        known = {row.cell for row in self.rows() if row.axis == axis}
+        if cell not in known:
+            raise unknown_name(f"{axis} cell", cell, known)
+
     def rows(self) -> list[registry.Row]:
         """Lists the rows of the ranking table that this run measures."""
         chosen = self.parameters
@@ -180,6 +190,14 @@ def _check_bases(parameters: Parameters) -> None:
 def _check_replicas(parameters: Parameters) -> None:
     """Checks that only cells of the run are replicated, and from other seeds than the run's."""
     replicas = parameters.replicas
+    for block, everything in (
+        ("architectures", [row.cell for row in registry.ARCHITECTURE_ROWS]),
+        ("methods", registry.method_keys()),
+        ("sizes", registry.SIZES),
+    ):
+        for name in getattr(replicas, block):
+            if name not in everything:
+                raise unknown_name(f"name in replicas.{block}", name, set(everything))
     if not replicas.seeds:
         return
     if parameters.seed in replicas.seeds or len(set(replicas.seeds)) != len(replicas.seeds):

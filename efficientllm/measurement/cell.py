@@ -13,12 +13,12 @@ from efficientllm.config import Configuration
 from efficientllm.device import select_device
 from efficientllm.errors import CellFailure
 from efficientllm.evaluation.perplexity import WindowLosses
-from efficientllm.files import content_hash, file_hash, read_json
+from efficientllm.files import content_hash, file_hash
 from efficientllm.measurement import subjects
 from efficientllm.measurement.compression import compression_values
 from efficientllm.measurement.energy import EnergyMeter
 from efficientllm.measurement.findings import Findings
-from efficientllm.measurement.hardware import sensor_doubt
+from efficientllm.measurement.hardware import read_hardware, sensor_doubt
 from efficientllm.measurement.memory import MemoryMeter
 from efficientllm.measurement.nvml import NvmlDevice
 from efficientllm.measurement.protocol import check_exclusive, idle
@@ -45,7 +45,7 @@ def measure_cell(configuration: Configuration, axis: registry.Axis, cell: str) -
     """
     artifact = paths.artifact(axis, cell)
     technique, size = subjects.identity(configuration, axis, cell)
-    hardware = read_json(paths.HARDWARE)
+    hardware = read_hardware(paths.HARDWARE)
     origin = provenance(
         seed=configuration.parameters.seed,
         profile=configuration.parameters.profile,
