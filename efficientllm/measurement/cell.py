@@ -10,6 +10,7 @@ import torch
 from efficientllm import metrics, paths, registry
 from efficientllm.bases.base import RANDOM, base_folder
 from efficientllm.config import Configuration
+from efficientllm.data.manifest import read_manifest
 from efficientllm.device import select_device
 from efficientllm.errors import CellFailure
 from efficientllm.evaluation.perplexity import WindowLosses
@@ -46,6 +47,7 @@ def measure_cell(configuration: Configuration, axis: registry.Axis, cell: str) -
     artifact = paths.artifact(axis, cell)
     technique, size = subjects.identity(configuration, axis, cell)
     hardware = read_hardware(paths.HARDWARE)
+    read_manifest(paths.DATA)  # the evaluation needs it, but comes last
     origin = provenance(
         seed=configuration.parameters.seed,
         profile=configuration.parameters.profile,

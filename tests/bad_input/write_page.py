@@ -25,6 +25,7 @@ def shown_line(case: Case, printed: str) -> str:
     line = printed.splitlines()[-1]
     if case.code == 2:
         line = line[line.index("error: ") :]
+        line = re.sub(r" \(choose from .*\)$", " (choose from ...)", line)  # quoted by some versions of Python only
     return re.sub(case.hidden, "...", line) if case.hidden else line
 
 
