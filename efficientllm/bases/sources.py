@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError
 
 from efficientllm.config.load import read_yaml
 from efficientllm.config.schema import Section
-from efficientllm.errors import ArtifactError, ParameterError
+from efficientllm.errors import ArtifactError, ParameterError, did_you_mean
 from efficientllm.files import file_hash
 from efficientllm.models.config import DecoderConfig
 
@@ -66,10 +66,16 @@ def random_shape(source: Path) -> DecoderConfig | None:
     described = _description(source)
     if not isinstance(described, RandomModel):
         return None
-    try:
-        return DecoderConfig.from_dict({"embedding_deviation": 0.02, "norm_epsilon": 1e-6, **described.shape})
-    except ArtifactError as error:
-        raise ParameterError(f"{source}: {error}") from None
+    shape = {"embedding_deviation": 0.02, "norm_epsilon": 1e-6, **described.shape}
+    known = DecoderConfig.field_names()
+    for name in shape:
+        if name not in known:
+            raise ParameterError(
+                f"{source}: unknown field {name!r} of the shape; {did_you_mean(name, known)}known: {', '.join(known)}"
+            )
+    if missing := [name for name in known if name not in shape]:
+        raise ParameterError(f"{source}: the shape lacks {', '.join(missing)}: add them")
+    return DecoderConfig.from_dict(shape)
 
 
 def is_own_checkpoint(source: Path) -> bool:
@@ -173,7 +179,8 @@ def _load(name: str, shown: str, **options: Any) -> tuple["PreTrainedModel", "Pr
             name, trust_remote_code=False, use_safetensors=True, dtype="auto", low_cpu_mem_usage=True, **options
         )
     except ImportError as error:
-        raise ParameterError(f"base {shown} needs a package more: {error}; pip install -e '.[gguf]'") from error
+        reason = str(error).strip().splitlines()[0]
+        raise ParameterError(f"base {shown} needs a package more ({reason}): pip install -e '.[gguf]'") from error
     except MemoryError:
         raise
     except Exception as error:  # each format's reader raises its own kinds at a damaged file

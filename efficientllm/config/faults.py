@@ -41,7 +41,7 @@ def described(model: type[BaseModel], error: ValidationError, place: str = "", p
 
 def _plain(message: str) -> str:
     """Pydantic's message without its way of saying where it comes from."""
-    text = re.sub(r"^Value error, | after validation, not \d+$", "", message)
+    text = re.sub(r"^Value error, | after validation, not \d+$| or instance of \w+$", "", message)
     return text[0].lower() + text[1:]
 
 

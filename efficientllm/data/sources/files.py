@@ -154,5 +154,7 @@ def _read_parquet(path: Path, field: str) -> Iterator[Document]:
 
 def _checked_value(value: object, where: str, field: str) -> Document:
     if not isinstance(value, str):
-        raise DataError(f"{where}: field {field!r} holds {type(value).__name__} instead of text")
+        raise DataError(
+            f"{where}: field {field!r} holds {type(value).__name__} instead of text: name the text's (data.files.text_field)"
+        )
     return checked_document(value, where)
