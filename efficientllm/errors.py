@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+_LONGEST_SHOWN = 80
+
 
 class EfficientLLMError(Exception):
     """Base of every error that is the user's to mend; shown as one line, without a traceback."""
@@ -39,10 +41,22 @@ class Terminated(BaseException):
     """
 
 
-def did_you_mean(found: str, known: Iterable[str]) -> str:
-    """Returns "did you mean 'dora'? " for the nearest of the known names, or nothing where none is near."""
-    near = difflib.get_close_matches(str(found), list(known), n=1, cutoff=0.6)
+def did_you_mean(found: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """Returns "did you mean 'dora'? " for the nearest of the known names, or nothing where none is near.
+
+    Args:
+        found: The name as given.
+        known: All names that would be accepted.
+        cutoff: How near a name has to be, between 0 and 1 (the same).
+    """
+    near = difflib.get_close_matches(str(found), list(known), n=1, cutoff=cutoff)
     return f"did you mean {near[0]!r}? " if near else ""
+
+
+def shown(value: object) -> str:
+    """Returns a value as it stands in a message: on one line, and cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 4]} ..."
 
 
 def unknown_name(kind: str, found: str, known: Iterable[str]) -> ParameterError:
@@ -57,4 +71,6 @@ def unknown_name(kind: str, found: str, known: Iterable[str]) -> ParameterError:
         An error such as "unknown tuning method 'dorra'; did you mean 'dora'? known: dora, lora".
     """
     names = sorted(known)
-    return ParameterError(f"unknown {kind} {found!r}; {did_you_mean(found, names)}known: {', '.join(names) or 'none'}")
+    return ParameterError(
+        f"unknown {kind} {shown(found)}; {did_you_mean(found, names)}known: {', '.join(names) or 'none'}"
+    )

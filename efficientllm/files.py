@@ -1,13 +1,15 @@
 """Files that are either whole or absent: atomic writes, strict JSON, content hashes, checksums."""
 
 import contextlib
+import csv
 import hashlib
+import io
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,9 @@ _DAMAGED = "is damaged: run `efficientllm verify`, then `dvc repro`"
 """DVC replaces a file that changed in the workspace, and believes one that changed in its cache."""
 _PARTIAL = ".partial"
 """How the name of what is being written ends; git and DVC ignore such names."""
+# the last four are the full-width forms, which some spreadsheets read alike
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+_NEGATIVE = re.compile(r"-\d+(\.\d*)?([eE][-+]?\d+)?", re.ASCII)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -60,6 +65,39 @@ def write_json(path: Path, content: Any) -> None:
         ValueError: The content holds NaN or infinity, which JSON has no word for.
     """
     write_text(path, json.dumps(content, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Renders rows as CSV with a header, one decimal point, no thousands separators, and empty cells for None.
+
+    Text that a spreadsheet would run as a formula (it begins with = + - @, a tab or a line break, and is no negative number)
+    gets a leading apostrophe. Numbers are written so that they read back to the same value; a tuple becomes one cell.
+
+    Args:
+        header: The columns' names.
+        rows: Cells: text, numbers, truth values, tuples of text, or None.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows([_csv_cell(value) for value in row] for row in rows)
+    return text.getvalue()
+
+
+def _csv_cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return float.__repr__(value)  # of a NumPy number too
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, tuple):
+        return ";".join(map(_csv_cell, value))
+    # the csv module quotes a line feed, but leaves a lone carriage return bare, where readers begin a new line
+    text = str(value).replace("\r\n", "\n").replace("\r", "\n")
+    return f"'{text}" if text.startswith(_FORMULA_STARTS) and not _NEGATIVE.fullmatch(text) else text
 
 
 def read_json(path: Path) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from efficientllm import paths, preload
-from efficientllm.errors import CellFailure, EfficientLLMError, Terminated
+from efficientllm.errors import ArtifactError, CellFailure, EfficientLLMError, Terminated
 from efficientllm.files import check_directory, read_json, whole_directory, write_checked_json, write_json
 from efficientllm.termination import end_with_parent, terminate_by_exception
 
@@ -20,6 +20,7 @@ _ENVIRONMENT = {
     "GOMP_SPINCOUNT": "10000",
     # a progress bar for each of a hundred small files hides what matters
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
     "TRANSFORMERS_VERBOSITY": "error",
 }
 
@@ -124,4 +125,9 @@ def failure(artifact: Path) -> str | None:
     """
     check_directory(artifact)
     path = artifact / paths.FAILURE_FILE
-    return str(read_json(path)["reason"]) if path.exists() else None
+    if not path.exists():
+        return None
+    content = read_json(path)
+    if not isinstance(content, dict) or "reason" not in content:
+        raise ArtifactError(f"{path} says nothing: delete it and run `dvc repro` again")
+    return str(content["reason"])

@@ -13,6 +13,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--size", required=True, choices=registry.SIZES)
     arguments = parser.parse_args(argv)
     configuration = config.load()
+    cell = registry.cell_name(arguments.precision, arguments.size)
+    configuration.require_cell("quantize", cell)
 
     def work() -> None:
         from efficientllm.quantization.quantize import quantize
@@ -21,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
 
     base = paths.artifact("base", arguments.size)
     tuned = paths.artifact("tune", registry.cell_name(configuration.parameters.method, arguments.size))
-    return run_cell("quantize", registry.cell_name(arguments.precision, arguments.size), [base, tuned], work)
+    return run_cell("quantize", cell, [base, tuned], work)
 
 
 if __name__ == "__main__":

@@ -14,18 +14,21 @@ class Estimate:
         value: The point estimate.
         low: Lower end of the interval; None where there is one repeat only, or nothing random to repeat.
         high: Upper end of the interval; None together with `low`.
+        n: How many repeats or observations the interval comes from, where that is known.
     """
 
     value: float
     low: float | None = None
     high: float | None = None
+    n: int | None = None
 
     def overlaps(self, other: "Estimate") -> bool:
         """Says whether the two closed intervals share a point; see `ties` for what an interval is here."""
-        (low, high), (other_low, other_high) = self._bounds(), other._bounds()
+        (low, high), (other_low, other_high) = self.bounds(), other.bounds()
         return low <= other_high and other_low <= high
 
-    def _bounds(self) -> tuple[float, float]:
+    def bounds(self) -> tuple[float, float]:
+        """Returns the ends of the interval, extended to the point estimate; the estimate itself where there is none."""
         ends = [end for end in (self.low, self.value, self.high) if end is not None]
         return min(ends), max(ends)
 

@@ -1,7 +1,5 @@
 """The tidy tables of a run: one line per row and metric, then the ranks, then a summary for `dvc metrics show`."""
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -10,6 +8,7 @@ from typing import Any
 
 from efficientllm import metrics, paths, registry
 from efficientllm.errors import ArtifactError
+from efficientllm.files import csv_text
 from efficientllm.ranking.normalize import normalize
 from efficientllm.ranking.rank import Estimate, ranks, ties
 from efficientllm.ranking.tiers import Tier, tiers
@@ -22,7 +21,6 @@ AVERAGE_RANK = "average_rank"
 """Key of the overall column: the mean of a row's ranks."""
 
 _REFERENCE_SIZE = "medium"
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
 @dataclass(frozen=True)
@@ -55,6 +53,7 @@ class Ranked:
     """The standing of one row in one metric: a line of ranking.csv.
 
     `tied_with` names the techniques of the group whose 95 % interval overlaps this row's; `tied` says that there is one.
+    `stability` is the share of draws from the intervals in which the rank holds; None where there is no interval.
     """
 
     axis: str
@@ -67,6 +66,7 @@ class Ranked:
     tied: bool
     tier: Tier | None
     tied_with: tuple[str, ...] = ()
+    stability: float | None = None
 
 
 def read_records(rows: Iterable[registry.Row], root: Path = Path()) -> dict[tuple[str, str], Record]:
@@ -146,7 +146,7 @@ def rank(results: Sequence[Result]) -> list[Ranked]:
     ranked: list[Ranked] = []
     for (axis, _), members in groups.items():
         columns = [
-            _rank_column([member for member in members if member.metric == entry.key], entry.direction)
+            rank_column([member for member in members if member.metric == entry.key], entry.direction)
             for entry in metrics.ranked_metrics(axis)
         ]
         for column in columns:
@@ -155,15 +155,24 @@ def rank(results: Sequence[Result]) -> list[Ranked]:
     return ranked
 
 
-def _rank_column(column: list[Result], direction: metrics.Direction) -> list[Ranked]:
+def rank_column(column: Sequence[Result], direction: metrics.Direction) -> list[Ranked]:
+    """Ranks the rows of one group by one metric; where some values are measured, modelled ones have no rank.
+
+    Args:
+        column: One result per row.
+        direction: Which direction is better.
+    """
+    from efficientllm.ranking.stability import rank_stability
+
     sources = {member.source for member in column if member.value is not None}
-    rankable = "measured" if "measured" in sources else "modelled"
-    values = [member.value if member.source == rankable else None for member in column]
+    rankable = sources - {"modelled"} or sources
     estimates = [
-        None if value is None else Estimate(value, member.ci_low, member.ci_high)
-        for value, member in zip(values, column, strict=True)
+        None
+        if member.value is None or member.source not in rankable
+        else Estimate(member.value, member.ci_low, member.ci_high, member.n)
+        for member in column
     ]
-    return _lines(column, values, normalize(values, direction), ranks(values, direction), ties(estimates))
+    return _lines(column, estimates, direction, rank_stability(estimates, direction))
 
 
 def _average(columns: list[list[Ranked]]) -> list[Ranked]:
@@ -179,25 +188,26 @@ def _average(columns: list[list[Ranked]]) -> list[Ranked]:
         for lines in by_row
     ]
     estimates = [None if mean is None else Estimate(mean) for mean in means]
-    members = [lines[0] for lines in by_row]
-    return _lines(members, means, normalize(means, "lower"), ranks(means, "lower"), ties(estimates), AVERAGE_RANK)
+    return _lines([lines[0] for lines in by_row], estimates, "lower", metric=AVERAGE_RANK)
 
 
 def _lines(
     members: Sequence[Result | Ranked],
-    values: Sequence[float | None],
-    normalized: Sequence[float | None],
-    standings: Sequence[int | None],
-    neighbours: Sequence[tuple[int, ...]],
+    estimates: Sequence[Estimate | None],
+    direction: metrics.Direction,
+    stability: Sequence[float | None] | None = None,
     metric: str | None = None,
 ) -> list[Ranked]:
+    values = [None if estimate is None else estimate.value for estimate in estimates]
+    standings = ranks(values, direction)
+    columns = (members, values, normalize(values, direction), standings, ties(estimates), tiers(standings))
     return [
         Ranked(
             member.axis, member.group, member.technique, metric or member.metric, value, scaled, standing,
-            bool(tied), tier, tuple(members[position].technique for position in tied),
+            bool(tied), tier, tuple(members[position].technique for position in tied), share,
         )
-        for member, value, scaled, standing, tied, tier in zip(
-            members, values, normalized, standings, neighbours, tiers(standings), strict=True
+        for member, value, scaled, standing, tied, tier, share in zip(
+            *columns, stability or [None] * len(members), strict=True
         )
     ]  # fmt: skip
 
@@ -253,29 +263,10 @@ def summarize(results: Sequence[Result]) -> dict[str, Any]:
 
 
 def to_csv(table: Sequence[Result] | Sequence[Ranked], kind: type[Result] | type[Ranked]) -> str:
-    """Renders lines as CSV with a header, one decimal point, no thousands separators, and empty cells for None.
-
-    Text that a spreadsheet would run as a formula (it begins with = + - @, tab or carriage return) gets a leading
-    apostrophe. Numbers are written so that they read back to the same value.
+    """Renders lines as CSV; see `files.csv_text`.
 
     Args:
         table: Lines of one kind.
         kind: That kind; names the columns, also where there are no lines.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([field.name for field in fields(kind)])
-    for line in table:
-        writer.writerow([_cell(value) for value in astuple(line)])
-    return text.getvalue()
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float):
-        return repr(value)
-    text = ";".join(value) if isinstance(value, tuple) else str(value)
-    return f"'{text}" if text.startswith(_FORMULA_STARTS) else text
+    return csv_text([field.name for field in fields(kind)], map(astuple, table))

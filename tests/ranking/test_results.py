@@ -136,7 +136,7 @@ def test_average_uses_only_the_metrics_that_all_measured_rows_have() -> None:
 def test_csv_reads_back_and_runs_no_formula() -> None:
     table = make_table()
     table[0] = replace(
-        table[0], label="=HYPERLINK(0)", value=-1.5, cell="@x", group="+1", technique="-1", method="a\nb,c"
+        table[0], label="=HYPERLINK(0)", value=-1.5, cell="@x", group="+1", technique="-x", method="a\nb,c"
     )
     text = to_csv(table, Result)
     assert text == to_csv(table, Result)
@@ -146,7 +146,7 @@ def test_csv_reads_back_and_runs_no_formula() -> None:
         "method", "ci_low", "ci_high", "n", "coefficient_of_variation", "noisy", "window_s", "missing_reason",
     ]  # fmt: skip
     first = lines[0]
-    assert [first[key] for key in ("label", "cell", "group", "technique")] == ["'=HYPERLINK(0)", "'@x", "'+1", "'-1"]
+    assert [first[key] for key in ("label", "cell", "group", "technique")] == ["'=HYPERLINK(0)", "'@x", "'+1", "'-x"]
     assert first["value"] == "-1.5" and first["method"] == "a\nb,c"
     assert lines[1]["method"] == "'=cmd()"
     for line, result in zip(lines, table, strict=True):

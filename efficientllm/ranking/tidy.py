@@ -1,0 +1,216 @@
+"""Reads a tidy table: one line per technique, metric and model, in a CSV file that anybody may have written."""
+
+import csv
+import io
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from efficientllm.errors import DataError, did_you_mean
+from efficientllm.metrics import Direction
+from efficientllm.ranking.directions import known_direction
+
+REQUIRED = ("group", "technique", "metric", "value")
+OPTIONAL = ("axis", "model", "direction", "ci_low", "ci_high", "n")
+# what the pipeline's results.csv has beyond these
+_FURTHER = ("unit", "source", "missing_reason")
+_NAMES = ("axis", "group", "technique", "metric", "model")
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_LARGEST = 1e150  # squares and sums of what is allowed stay finite
+_MOST_BYTES = 32 << 20
+
+
+@dataclass(frozen=True)
+class Line:
+    """One checked line. A missing value has the reason that the table gives, if any."""
+
+    number: int
+    axis: str
+    group: str
+    technique: str
+    metric: str
+    model: str
+    direction: Direction
+    value: float | None
+    ci_low: float | None = None
+    ci_high: float | None = None
+    n: int | None = None
+    unit: str = ""
+    source: str | None = None
+    reason: str | None = None
+
+
+def read_tidy(path: Path) -> list[Line]:
+    """Reads and checks a CSV file; see `parse_tidy`.
+
+    Raises:
+        DataError: The file does not exist, cannot be read, is too large, or has a fault.
+    """
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(_MOST_BYTES + 1)  # of a pipe or device too, whose size is not known before
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    if len(content) > _MOST_BYTES:
+        raise DataError(f"{path} has more than {_MOST_BYTES >> 20} MiB: rank a part of it")
+    return parse_tidy(content, str(path))
+
+
+def parse_tidy(content: bytes, name: str) -> list[Line]:
+    """Checks the content of a CSV file: header, names, numbers, intervals, directions, and that no line is there twice.
+
+    Args:
+        content: Comma-separated UTF-8 text with a header, with or without a byte order mark.
+        name: What to call it in an error.
+
+    Returns:
+        Its lines. An empty value is a missing one.
+
+    Raises:
+        DataError: There is a fault; the message names line and column, and the remedy.
+    """
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{name} is not UTF-8 (byte {error.start}): save it as CSV in UTF-8") from error
+    rows = _rows(text, name)
+    header = [cell.strip().lower() for _, row in rows[:1] for cell in row]
+    _check_header(header, name)
+    if len(rows) == 1:
+        raise DataError(f"{name} has a header and no line below it")
+    cells = [(number, _as_dict(header, row, f"{name}, line {number}")) for number, row in rows[1:]]
+    directions = _directions(cells, name)
+    lines: dict[tuple[str, ...], Line] = {}
+    for number, cell in cells:
+        where = f"{name}, line {number}"
+        line = _line(number, cell, directions[cell["axis"], cell["metric"]], where)
+        earlier = lines.setdefault(tuple(cell[key] for key in _NAMES), line)
+        if earlier is not line:
+            raise DataError(
+                f"{where} repeats line {earlier.number} ({line.group}, {line.technique}, {line.metric}): "
+                "keep one of them, or tell them apart by a column 'model'"
+            )
+    return list(lines.values())
+
+
+def _rows(text: str, name: str) -> list[tuple[int, list[str]]]:
+    """The rows that are not blank, each with the number of the line on which it starts."""
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    rows = []
+    start = 1
+    try:
+        for row in reader:
+            if any(cell.strip() for cell in row):
+                rows.append((start, row))
+            start = reader.line_num + 1
+    except csv.Error as error:
+        raise DataError(f"{name}, line {start}: not valid CSV ({error})") from error
+    if not rows:
+        raise DataError(f"{name} is empty: it needs the columns {', '.join(REQUIRED)}")
+    return rows
+
+
+def _check_header(header: list[str], name: str) -> None:
+    for column in header:
+        if column and header.count(column) > 1:
+            raise DataError(f"{name}: the column {column!r} is there twice")
+    for column in REQUIRED:
+        if column not in header:
+            separator = next((mark for mark in (";", "\t", "|") if len(header) == 1 and mark in header[0]), None)
+            hint = f"; separate the columns by commas, not by {separator!r}" if separator else ""
+            raise DataError(f"{name} lacks the column {column!r}: it has {', '.join(map(repr, header))}{hint}")
+    absent = [column for column in OPTIONAL if column not in header]
+    for column in header:
+        # a misspelt optional column would otherwise be ignored without a word
+        if column not in REQUIRED + OPTIONAL + _FURTHER and (near := did_you_mean(column, absent, cutoff=0.8)):
+            raise DataError(f"{name}: unknown column {column!r}; {near.strip()}")
+
+
+def _as_dict(header: list[str], row: list[str], where: str) -> dict[str, str]:
+    if len(row) != len(header):
+        raise DataError(f"{where} has {len(row)} cells, the header has {len(header)}")
+    cells = dict.fromkeys(REQUIRED + OPTIONAL + _FURTHER, "") | {
+        column: cell.strip() for column, cell in zip(header, row, strict=True)
+    }
+    for column in _NAMES:
+        if column in REQUIRED and not cells[column]:
+            raise DataError(f"{where}, column {column!r} is empty")
+        if _CONTROL.search(cells[column]):
+            raise DataError(f"{where}, column {column!r} holds a control character: {cells[column]!r}")
+    return cells
+
+
+def _directions(cells: list[tuple[int, dict[str, str]]], name: str) -> dict[tuple[str, str], Direction]:
+    """The direction of each axis' metrics: what the table says, else what the metric's name says."""
+    stated: dict[tuple[str, str], tuple[int, Direction]] = {}
+    for number, cell in cells:
+        if not cell["direction"]:
+            continue
+        direction = _choice(cell["direction"].lower(), f"{name}, line {number}")
+        first, earlier = stated.setdefault((cell["axis"], cell["metric"]), (number, direction))
+        if earlier != direction:
+            raise DataError(
+                f"{name}, line {number}, column 'direction': {direction} is better for {cell['metric']!r}, "
+                f"but line {first} says {earlier}"
+            )
+    found: dict[tuple[str, str], Direction] = {key: direction for key, (_, direction) in stated.items()}
+    for number, cell in cells:
+        key = (cell["axis"], cell["metric"])
+        if key in found:
+            continue
+        known = known_direction(cell["metric"])
+        if known is None:
+            remedy = "name it perplexity, loss or accuracy, or " if cell["metric"].lower() == "performance" else ""
+            raise DataError(
+                f"{name}, line {number}, column 'metric': it is not known whether lower or higher is better for "
+                f"{cell['metric']!r}; {remedy}add a column 'direction' with lower or higher"
+            )
+        found[key] = known
+    return found
+
+
+def _choice(text: str, where: str) -> Direction:
+    choices: tuple[Literal["lower", "higher"], ...] = ("lower", "higher")
+    for choice in choices:
+        if text == choice:
+            return choice
+    raise DataError(f"{where}, column 'direction': unknown {text!r}; {did_you_mean(text, choices)}known: lower, higher")
+
+
+def _line(number: int, cell: dict[str, str], direction: Direction, where: str) -> Line:
+    value, low, high, n = (_number(cell, column, where) for column in ("value", "ci_low", "ci_high", "n"))
+    if (low is None) != (high is None):
+        raise DataError(f"{where}: ci_low and ci_high come together, or not at all")
+    if low is not None and high is not None and low > high:
+        raise DataError(f"{where}: ci_low {cell['ci_low']} is above ci_high {cell['ci_high']}: swap them")
+    if n is not None and (n < 1 or n != int(n)):
+        raise DataError(f"{where}, column 'n': {cell['n']} is not a count of repeats: 1, 2, 3, ...")
+    return Line(
+        number, cell["axis"], cell["group"], cell["technique"], cell["metric"], cell["model"], direction, value, low, high,
+        None if n is None else int(n), cell["unit"], cell["source"] if cell["source"] in ("measured", "modelled") else None,
+        cell["missing_reason"] or None,
+    )  # fmt: skip
+
+
+def _number(cell: dict[str, str], column: str, where: str) -> float | None:
+    text = cell[column]
+    if not text:
+        return None
+    if text.lower().lstrip("+-") in ("nan", "inf", "infinity"):
+        raise DataError(
+            f"{where}, column {column!r}: {text} is no figure to rank; leave the cell empty where a value is missing"
+        )
+    if not _NUMBER.fullmatch(text):
+        raise DataError(
+            f"{where}, column {column!r}: {text!r} is not a number such as 1234.5 or 1.2e-3; "
+            "leave the cell empty where a value is missing"
+        )
+    value = float(text)
+    if not math.isfinite(value) or abs(value) > _LARGEST:
+        raise DataError(f"{where}, column {column!r}: {text} is beyond {_LARGEST:g}: take another unit")
+    return value
