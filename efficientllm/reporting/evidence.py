@@ -21,7 +21,7 @@ from efficientllm.ranking.results import (
 )
 from efficientllm.records import Record
 from efficientllm.stage import failure
-from efficientllm.telemetry import CURVE_FILE, Curve, read_curve
+from efficientllm.telemetry import CURVE_FILE, RUN_FILE, Curve, read_curve
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Evidence:
         manifest: Content of the data's manifest.
         curves: Telemetry by axis and cell.
         without_curve: Why a training cell has no curve, by axis and cell.
+        training_energy: Whether the joules of a training run were measured or modelled, by axis and cell.
         profile: Name of the profile.
         method: The tuning method whose model was quantized.
     """
@@ -49,6 +50,7 @@ class Evidence:
     manifest: dict[str, Any]
     curves: dict[tuple[str, str], Curve]
     without_curve: dict[tuple[str, str], str]
+    training_energy: dict[tuple[str, str], str]
     profile: str
     method: str
 
@@ -74,6 +76,7 @@ def collect(configuration: Configuration, root: Path = Path()) -> Evidence:
         raise ArtifactError(f"{paths.HARDWARE} is not a JSON object: run `dvc repro -f -s probe`")
     curves: dict[tuple[str, str], Curve] = {}
     without: dict[tuple[str, str], str] = {}
+    energy: dict[tuple[str, str], str] = {}
     for axis, cell in records:
         if axis == "quantize":  # nothing is trained there
             continue
@@ -83,11 +86,12 @@ def collect(configuration: Configuration, root: Path = Path()) -> Evidence:
             without[axis, cell] = f"failed: {reason}"
         elif (folder / CURVE_FILE).exists():
             curves[axis, cell] = read_curve(folder / CURVE_FILE)
+            energy[axis, cell] = str(read_json(folder / RUN_FILE)["hardware"]["energy_source"])
         else:
             without[axis, cell] = "this run left no telemetry: nothing was trained"
     chosen = configuration.parameters
     return Evidence(
-        rows, records, results, ranking, hardware, read_manifest(root / paths.DATA), curves, without,
+        rows, records, results, ranking, hardware, read_manifest(root / paths.DATA), curves, without, energy,
         chosen.profile, chosen.method,
     )  # fmt: skip
 
