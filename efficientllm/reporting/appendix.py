@@ -2,7 +2,10 @@
 
 import base64
 import gzip
+import itertools
 import json
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from efficientllm import metrics, registry
@@ -11,7 +14,9 @@ from efficientllm.reporting.evidence import Evidence
 from efficientllm.reporting.flags import split_method
 from efficientllm.reporting.groups import axes_of, cell_labels
 from efficientllm.reporting.summary import flatten
-from efficientllm.reporting.text import estimate, number, span
+from efficientllm.reporting.text import DASH, estimate, number, span
+
+_NUMBERS = re.compile(r"(\d+(?:\.\d+)?)")
 
 
 @dataclass(frozen=True)
@@ -117,11 +122,29 @@ def metric_methods(evidence: Evidence) -> list[MetricMethod]:
         listed.append(
             MetricMethod(
                 entry, [registry.AXIS_LABELS[axis] for axis in entry.ranked_on], [registry.AXIS_LABELS[axis] for axis in entry.shown_on],
-                sorted({f"{split_method(result.method)[0]} ({result.source})" for result in own if result.method}),
+                merged(f"{split_method(result.method)[0]} ({result.source})" for result in own if result.method),
                 span(windows, "s") if windows else None, span(repeats) if repeats else None,
             )
         )  # fmt: skip
     return listed
+
+
+def merged(texts: Iterable[str]) -> list[str]:
+    """Joins texts that differ in their numbers only into one with the span of each, such as "8.2-9.6 GB/s"."""
+    alike: dict[tuple[str, ...], list[list[str]]] = {}
+    for text in sorted(set(texts)):
+        pieces = _NUMBERS.split(text)
+        alike.setdefault(tuple(pieces[::2]), []).append(pieces[1::2])
+    listed = []
+    for words, numbers in alike.items():
+        spans = [_ends(column) for column in zip(*numbers, strict=True)]
+        listed.append("".join(itertools.chain(*itertools.zip_longest(words, spans, fillvalue=""))))
+    return sorted(listed)
+
+
+def _ends(numbers: Sequence[str]) -> str:
+    ordered = sorted(set(numbers), key=float)
+    return ordered[0] if len(ordered) == 1 else f"{ordered[0]}{DASH}{ordered[-1]}"
 
 
 @dataclass(frozen=True)

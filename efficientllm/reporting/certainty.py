@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 from efficientllm import metrics
 from efficientllm.ranking.paper import Agreement, paper_agreement, paper_ranks
+from efficientllm.ranking.results import Result
 from efficientllm.reporting.evidence import Evidence
 from efficientllm.reporting.groups import Group, groups_of
 from efficientllm.reporting.tables import percent, tied_with
-from efficientllm.reporting.text import column_scale, listing, scaled_estimate
+from efficientllm.reporting.text import Scale, column_scale, listing, number
 
 _FIRM, _LOOSE = 0.95, 0.5
 _MINUS = "\N{MINUS SIGN}"
@@ -130,12 +131,19 @@ def _remarks(group: Group, agreement: Agreement) -> list[str]:
     scale = column_scale((result.value for (_, key), result in group.results.items() if key == entry.key), entry.unit)
     described = []
     for pair in clear:
-        ours, theirs = (
-            f"{group.name(technique)} ({scaled_estimate(group.results[technique, entry.key], scale)[0]})"
-            for technique in (pair.run_prefers, pair.paper_prefers)
-        )
-        described.append(f"{ours} before {theirs}")
+        ours, theirs = (group.results[technique, entry.key] for technique in (pair.run_prefers, pair.paper_prefers))
+        described.append("{} before {}".format(*_told_apart(ours, theirs, scale)))
+    known = any(result.ci_low is not None for (_, key), result in group.results.items() if key == entry.key)
     tied = len(turned) - len(clear)
     unit = f", in {scale.unit}" if scale.unit else ""
     rest = f"; the other {tied if tied > 1 else 'one'} cannot be told apart here" if tied else ""
-    return [f"{text}. Beyond the intervals{unit}: {listing(described)}{rest}."]
+    return [
+        f"{text}. {'Beyond the intervals' if known else 'Without intervals to judge by'}{unit}: {listing(described)}{rest}."
+    ]
+
+
+def _told_apart(one: Result, other: Result, scale: Scale) -> list[str]:
+    """Names two rows with their values, in as many digits as show the difference."""
+    values = [result.value * scale.factor for result in (one, other) if result.value is not None]
+    digits = next((digits for digits in range(3, 8) if len({number(value, digits) for value in values}) > 1), 3)
+    return [f"{result.label} ({number(value, digits)})" for result, value in zip((one, other), values, strict=True)]

@@ -2,12 +2,14 @@
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from importlib import resources
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from efficientllm import __version__
+from efficientllm.ranking.compare import ResultSet
 from efficientllm.ranking.normalize import FLOOR
 from efficientllm.ranking.paper import paper_source
 from efficientllm.ranking.stability import DRAWS
@@ -15,6 +17,7 @@ from efficientllm.ranking.tiers import tier_bounds
 from efficientllm.reporting import (
     appendix,
     certainty,
+    comparison,
     flags,
     gaps,
     normalized,
@@ -30,11 +33,12 @@ from efficientllm.reporting.machine import machine_facts
 from efficientllm.reporting.text import DASH, identifier, number
 
 
-def render(evidence: Evidence) -> str:
+def render(evidence: Evidence, sets: Sequence[ResultSet] = ()) -> str:
     """Renders the report; the same evidence yields the same bytes.
 
     Args:
         evidence: The run's records, curves and descriptions.
+        sets: This run's result set and those that it is compared with.
 
     Returns:
         A complete HTML document.
@@ -73,6 +77,7 @@ def render(evidence: Evidence) -> str:
         "stability": list(certainty.stability_tables(evidence)),
         "stability_finding": certainty.stability_finding(evidence),
         "draws": DRAWS,
+        "comparison": comparison.compare(evidence, sets),
         "quality": appendix.quality_tables(evidence),
         "methods": appendix.metric_methods(evidence),
         "reproductions": appendix.reproductions(evidence),

@@ -23,11 +23,11 @@ _PANELS: dict[str, tuple[tuple[str, str, str], ...]] = {
     "contexts": (
         ("inter_token_latency_s", "s", "Time between tokens by context"),
         ("joules_per_token", "J/token", "Energy per token by context"),
-        ("cache_bytes", "B", "Cache by context"),
+        ("cache_bytes", "GiB", "Cache by context"),
     ),
 }
 _COLUMNS = (
-    ("tokens_per_second", "token/s"), ("inter_token_latency_s", "s"), ("joules_per_token", "J/token"), ("cache_bytes", "B"),
+    ("tokens_per_second", "token/s"), ("inter_token_latency_s", "s"), ("joules_per_token", "J/token"), ("cache_bytes", "GiB"),
     ("bandwidth_share", ""),
 )  # fmt: skip
 
@@ -92,7 +92,9 @@ def _panel(
 ) -> Markup | None:
     _, position, x_label = next(entry for entry in _SWEEPS if entry[0] == sweep)
     found = {
-        series: [(point[position], point[key]) for point in curve.get(sweep, []) if point.get(key) is not None]
+        series: [
+            (point[position], value) for point in curve.get(sweep, []) if (value := _value(point, key)) is not None
+        ]
         for series, curve in enumerate(curves)
     }
     scale = column_scale((value for pairs in found.values() for _, value in pairs), unit)
@@ -112,12 +114,17 @@ def _panel(
 
 
 def _scale(points: Sequence[dict[str, Any]], key: str, unit: str) -> Scale:
-    return column_scale((point.get(key) for point in points), unit)
+    return column_scale((_value(point, key) for point in points), unit)
+
+
+def _value(point: dict[str, Any], key: str) -> float | None:
+    value = point.get(key)
+    return value / 2**30 if key == "cache_bytes" and value is not None else value
 
 
 def _row(label: str, sweep: str, point: dict[str, Any], scales: Sequence[Scale]) -> ServingRow:
     values = [
-        None if point.get(key) is None else number(point[key] * scale.factor)
+        None if (value := _value(point, key)) is None else number(value * scale.factor)
         for (key, _), scale in zip(_COLUMNS, scales, strict=True)
     ]
     return ServingRow(

@@ -206,7 +206,8 @@ def flatten(content: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(content, list):
         yield prefix, ", ".join(str(item) for item in content) or "none"
     else:
-        yield prefix, "not known" if content is None else str(content)
+        whole = isinstance(content, float) and content.is_integer()
+        yield prefix, "not known" if content is None else f"{content:.0f}" if whole else str(content)
 
 
 def revisions(evidence: Evidence) -> list[str]:

@@ -1,15 +1,16 @@
 "use strict";
 (() => {
   const all = (selector, within = document) => [...within.querySelectorAll(selector)];
+  const on = (target, event, act, capture) => target.addEventListener(event, act, capture);
   const byId = (id) => document.getElementById(id);
-  const make = (tag, properties, ...children) => {
-    const made = Object.assign(document.createElement(tag), properties);
+  const make = (tag, facts, ...children) => {
+    const made = Object.assign(document.createElement(tag), facts);
     made.append(...children);
     return made;
   };
   const button = (text, name, act) => {
     const made = make("button", { type: "button", className: name }, text);
-    made.addEventListener("click", act);
+    on(made, "click", act);
     return made;
   };
   const say = (text) => { byId("live").textContent = text; };
@@ -20,7 +21,7 @@
   const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : system.matches);
   const theme = button("", "", () => { root.dataset.theme = isDark() ? "light" : "dark"; named(); });
   const named = () => { theme.textContent = isDark() ? "Light theme" : "Dark theme"; };
-  system.addEventListener("change", named);
+  on(system, "change", named);
   named();
   byId("tools").append(theme);
 
@@ -47,13 +48,13 @@
     titled.removeAttribute("title");
   }
   const explained = (event) => event.target.closest?.("[data-tip], .chip:has(.sr)");
-  addEventListener("mouseover", (event) => {
+  on(window, "mouseover", (event) => {
     const target = explained(event);
     if (target) show(target); else if (event.target !== tip) hide();
   });
-  addEventListener("focusin", (event) => { const target = explained(event); if (target) show(target); else hide(); });
-  addEventListener("keydown", (event) => { if (event.key === "Escape") hide(); });
-  addEventListener("scroll", hide, true);
+  on(window, "focusin", (event) => { const target = explained(event); if (target) show(target); else hide(); });
+  on(window, "keydown", (event) => { if (event.key === "Escape") hide(); });
+  on(window, "scroll", hide, true);
 
   // One view: what is shown, sorted, weighed and limited. It stands in the address, so that it can be shared.
   const radios = all("input[name=axis]");
@@ -142,7 +143,7 @@
     }
   };
 
-  const apply = (announce) => {
+  const apply = (news) => {
     for (const panel of panels) {
       const axis = panel.dataset.axis, table = panel.querySelector("table");
       const weighed = Object.values(view.w[axis] || {}).some((weight) => weight !== 1);
@@ -156,30 +157,29 @@
         const top = Math.max(...met.map((one) => one.score).filter((score) => !isNaN(score)));
         const first = met.filter((one) => one.score === top);
         for (const { row, score, meets } of judged) {
-          const cell = row.cells[row.cells.length - 1], recommended = (weighed || limited) && meets && score === top;
+          const cell = row.cells[row.cells.length - 1], pick = (weighed || limited) && meets && score === top;
           cell.textContent = isNaN(score) ? "–" : score.toFixed(2);
           if (isNaN(score)) delete cell.dataset.v; else cell.dataset.v = score;
           row.hidden = !meets || !`${row.cells[0].firstChild.textContent} ${label}`.toLowerCase().includes(view.q.toLowerCase());
-          row.classList.toggle("recommended", recommended);
+          row.classList.toggle("recommended", pick);
           row.querySelector(".pick")?.remove();
-          if (recommended) row.cells[0].append(make("span", { className: "tag pick", textContent: "recommended" }));
+          if (pick) row.cells[0].append(make("span", { className: "tag pick", textContent: "recommended" }));
         }
         body.hidden = judged.every(({ row }) => row.hidden);
         candidates += met.length;
         rows += judged.length;
-        named.push(`${label}: ${first.length ? first.map(({ row }) => row.cells[0].firstChild.textContent.trim()).join(", ") : "none"}`);
+        const winners = first.map(({ row }) => row.cells[0].firstChild.textContent.trim()).join(", ") || "none";
+        named.push(make("span", {}, `${label}: `, make("strong", {}, winners)));
       }
       const verdict = byId(`verdict-${axis}`);
       verdict.replaceChildren(
         limited ? `${candidates} of ${rows} rows meet your limits. ` : "",
-        `${limited || weighed ? "Recommended, by the highest score with " : "Highest score with "}${weighed ? "your" : "equal"} weights: `,
-        make("strong", { textContent: named.join("; ") }), ".");
+        `${limited || weighed ? "Recommended, by the highest score with " : "Highest score with "}${weighed ? "your" : "equal"} weights: `, ...named);
       if (weighed && !view.sort[table.id]) { view.sort[table.id] = ["score", "desc"]; order(table); delete view.sort[table.id]; }
       else order(table);
-      for (const field of all(".choose [data-kind]", panel)) {
-        const { kind, key } = field.dataset;
-        const set = kind === "within" ? view.within[axis] : (view[kind][axis] || {})[key];
-        field.value = set ?? (kind === "w" ? 1 : "");
+      for (const field of all("[data-kind]", panel)) {
+        const { kind, key } = field.dataset, set = view[kind][axis];
+        field.value = (key ? set?.[key] : set) ?? (kind === "w" ? 1 : "");
         if (kind === "w") field.nextElementSibling.textContent = field.value;
       }
     }
@@ -187,12 +187,12 @@
     search.value = view.q;
     const rows = all("#ranking tr[data-row]");
     tally.textContent = `${rows.filter((row) => row.getClientRects().length).length} of ${rows.length} rows shown`;
-    if (announce) say(`${tally.textContent}${announce === true ? "" : `, ${announce}`}`);
+    if (news) say(`${tally.textContent}${news === true ? "" : `, ${news}`}`);
   };
-  const change = (announce) => { write(); apply(announce || true); };
+  const change = (news) => { write(); apply(news || true); };
 
   const search = make("input", { type: "search", placeholder: "Find a method", ariaLabel: "Find a method" });
-  search.addEventListener("input", () => { view.q = search.value; change(); });
+  on(search, "input", () => { view.q = search.value; change(); });
   const tally = make("span", { className: "muted" });
   const save = (name, content) => {
     const address = URL.createObjectURL(content);
@@ -219,16 +219,16 @@
     read();
     change();
   }), tally);
-  for (const radio of radios) radio.addEventListener("change", () => change());
+  for (const radio of radios) on(radio, "change", () => change());
 
   for (const panel of panels) {
     const axis = panel.dataset.axis;
-    const field = (kind, head, properties) => {
-      const made = make("input", properties);
+    const field = (kind, head, facts) => {
+      const made = make("input", facts);
       made.dataset.kind = kind;
       if (head) made.dataset.key = head.dataset.key;
-      made.addEventListener("input", () => {
-        const values = kind === "within" ? view.within : (view[kind][axis] ||= {}), name = kind === "within" ? axis : head.dataset.key;
+      on(made, "input", () => {
+        const values = head ? (view[kind][axis] ||= {}) : view.within, name = head ? head.dataset.key : axis;
         if (made.value === "" || (kind === "w" && made.value === "1")) delete values[name]; else values[name] = Number(made.value);
         change();
       });
@@ -243,7 +243,7 @@
         make("label", {}, `${bound} `, field("lim", head, { type: "number", min: 0, step: "any", ariaLabel: `${label}, ${bound}` }), ` ${unit}`)));
     }
     grid.append(make("div", {}, make("span", { className: "name" }, "Quality"),
-      make("label", {}, "within ", field("within", null, { type: "number", min: 0, step: "any", ariaLabel: "quality within percent of the best of its group" }), " % of the best of its group")));
+      make("label", {}, "within ", field("within", null, { type: "number", min: 0, step: "any", ariaLabel: "quality within percent of the best" }), " % of its group’s best")));
     panel.querySelector(".verdict").after(make("details", { className: "choose" }, make("summary", {}, "Your weights and limits"), grid));
   }
 
@@ -288,7 +288,7 @@
     }
     byId("ranking").scrollIntoView();
   };
-  addEventListener("hashchange", restore);
+  on(window, "hashchange", restore);
   link.href = "#ranking";
   apply();
   restore();
@@ -303,7 +303,7 @@
 
   // Files are carried compressed; a browser that can unpack them hands out the plain file.
   for (const anchor of typeof DecompressionStream === "undefined" ? [] : all("a[data-name]")) {
-    anchor.addEventListener("click", async (event) => {
+    on(anchor, "click", async (event) => {
       event.preventDefault();
       const bytes = Uint8Array.from(atob(anchor.href.split(",")[1]), (one) => one.charCodeAt(0));
       const plain = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
@@ -312,6 +312,6 @@
   }
 
   let opened = [];
-  addEventListener("beforeprint", () => { opened = all("details:not([open])"); for (const box of opened) box.open = true; });
-  addEventListener("afterprint", () => { for (const box of opened) box.open = false; });
+  on(window, "beforeprint", () => { opened = all("details:not([open])"); for (const box of opened) box.open = true; });
+  on(window, "afterprint", () => { for (const box of opened) box.open = false; });
 })();
