@@ -16,6 +16,7 @@ TELEMETRY = ARTIFACTS / "telemetry"
 CHECKPOINTS = Path(".checkpoints")
 RESULTS = Path("results")
 REPORT = Path("reports") / "index.html"
+PUBLISHED = Path("reports") / "published"
 
 FAILURE_FILE = "failure.json"
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from efficientllm import paths
-from efficientllm.errors import DataError, ParameterError
+from efficientllm.errors import DataError, ParameterError, unknown_name
 from efficientllm.metrics import Direction
 from efficientllm.ranking.rank import Estimate
 from efficientllm.ranking.results import RESULTS_FILE
@@ -129,6 +129,27 @@ def compare_sets(sets: Sequence[ResultSet]) -> list[Comparison]:
     """
     keys = dict.fromkeys(key for one in sets for key in one.lines)
     return [_compare(key, sets) for key in keys]
+
+
+def select(comparisons: Sequence[Comparison], axis: str | None, metrics: Sequence[str]) -> list[Comparison]:
+    """Keeps the rows of an axis and of some metrics.
+
+    Args:
+        comparisons: Output of `compare_sets`.
+        axis: The axis; all where it is None.
+        metrics: The metrics; all where there are none.
+
+    Raises:
+        ParameterError: No row has the axis, or one of the metrics.
+    """
+    for kind, wanted, known in (
+        ("axis", [axis] if axis else [], {row.axis for row in comparisons}),
+        ("metric", metrics, {row.metric for row in comparisons}),
+    ):
+        for name in wanted:
+            if name not in known:
+                raise unknown_name(kind, name, known)
+    return [row for row in comparisons if axis in (None, row.axis) and (not metrics or row.metric in metrics)]
 
 
 def _compare(key: Key, sets: Sequence[ResultSet]) -> Comparison:

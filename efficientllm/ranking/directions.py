@@ -12,7 +12,8 @@ _LOWER = (
 )
 _HIGHER = (
     "accuracy acc exact_match f1 f1_score auc auroc recall bleu rouge rouge_l pass_1 win_rate throughput tokens_per_second "
-    "samples_per_second requests_per_second sequences_per_second tokens_s tok_s samples_s requests_s utilization utilisation gpu_utilization speedup compression_rate"
+    "samples_per_second requests_per_second sequences_per_second tokens_s tok_s "
+    "samples_s requests_s utilization utilisation gpu_utilization speedup compression_rate"
 )
 _QUALIFIERS = (
     "performance train training val valid validation dev test eval evaluation held_out heldout mean average avg median "

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from efficientllm.errors import ArtifactError, ParameterError
+from efficientllm.ranking.compare import compare_sets, read_result_set
 from efficientllm.ranking.experiments import compare_experiments, describe
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("experiments")]
@@ -15,9 +16,9 @@ STAGE = """
 import yaml
 rate = yaml.safe_load(open("profile.yaml"))["tune"]["rate"]
 loss = 1 + abs(rate - 0.004) * 100
-print("axis,cell,metric,value,ci_low,ci_high,missing_reason")
-print(f"tune,lora-small,task_loss,{loss},{loss - 0.15},{loss + 0.15},")
-print("tune,lora-small,task_accuracy,,,,not measured: no task")
+print("axis,group,technique,cell,metric,value,ci_low,ci_high,missing_reason")
+print(f"tune,tune-small,lora,lora-small,task_loss,{loss},{loss - 0.15},{loss + 0.15},")
+print("tune,tune-small,lora,lora-small,task_accuracy,,,,not measured: no task")
 """
 PIPELINE = """
 stages:
@@ -94,3 +95,21 @@ def test_outside_of_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ArtifactError, match="the experiments cannot be listed"):
         compare_experiments("tune", "lora-small", "task_loss")
+
+
+def test_result_sets_of_experiments_and_commits(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(repository)
+    sets = [read_result_set(name) for name in ("best", "far", "HEAD", ".")]
+    loss = next(row for row in compare_sets(sets) if row.metric == "task_loss")
+    assert [entry.value for entry in loss.values] == pytest.approx([1.0, 1.5, 1.2, 1.5])
+    assert [entry.beyond for entry in loss.values] == [None, True, False, True]
+    assert [entry.better for entry in loss.values] == [None, False, False, False]
+    with pytest.raises(ParameterError, match="'fra' is no file or folder, and no experiment or commit either"):
+        read_result_set("fra")
+
+
+def test_a_result_set_that_this_clone_does_not_hold(repository: Path, tmp_path: Path) -> None:
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "-q", str(repository), str(clone)], check=True, capture_output=True)
+    with pytest.raises(ParameterError, match=r"'HEAD' has no results/results\.csv that this clone holds"):
+        read_result_set("HEAD", clone)

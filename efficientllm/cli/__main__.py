@@ -1,0 +1,5 @@
+"""`python -m efficientllm.cli`."""
+
+from efficientllm.cli import main
+
+raise SystemExit(main())

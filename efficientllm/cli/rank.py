@@ -1,0 +1,85 @@
+"""The command that ranks anybody's table."""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from efficientllm.cli.commands import add_command, add_format, strict_json, text_table
+
+if TYPE_CHECKING:
+    from efficientllm.ranking.standings import GroupRanking, Standing
+
+_DETAILS = """FILE.csv has a line per technique and metric, with the columns group, technique, metric and value, and optionally axis,
+model, direction (lower or higher is better), ci_low, ci_high and n. An empty value is a missing one. Several models in a
+group are averaged first. docs/metrics.md tells which metrics need no direction, and what the figures mean."""
+
+
+def add_commands(commands: Any) -> None:
+    """Declares `rank`."""
+    parser = add_command(commands, "rank", _rank, "normalize and rank the techniques of a CSV file", _DETAILS)
+    parser.add_argument("file", type=Path, metavar="FILE.csv", help="the tidy table")
+    add_format(parser)
+    parser.add_argument(
+        "--weights", metavar="METRIC=NUMBER,...",
+        help="add a score: the mean of the normalized values with these weights; 1 for a metric that is not named",
+    )  # fmt: skip
+    parser.add_argument(
+        "--pareto", metavar="METRIC,...", help="mark the Pareto front of these metrics (default: of all)"
+    )
+
+
+def _rank(arguments: argparse.Namespace) -> Iterator[str]:
+    from efficientllm.ranking.outputs import ranking_content, ranking_csv
+    from efficientllm.ranking.score import parse_weights
+    from efficientllm.ranking.standings import rank_table
+    from efficientllm.ranking.tidy import read_tidy
+
+    lines = read_tidy(arguments.file)
+    metrics = list(dict.fromkeys(line.metric for line in lines))
+    weights = None if arguments.weights is None else parse_weights(arguments.weights, metrics)
+    pareto = None if arguments.pareto is None else [name.strip() for name in arguments.pareto.split(",")]
+    rankings = rank_table(lines, weights, pareto)
+    if arguments.format == "csv":
+        yield ranking_csv(rankings).removesuffix("\n")
+    elif arguments.format == "json":
+        yield strict_json({"file": arguments.file.name, "weights": weights, "groups": ranking_content(rankings)})
+    elif arguments.format == "html":
+        from efficientllm.pages.page import render_page
+
+        shown = ", ".join(f"{name} {weight:g}" for name, weight in (weights or {}).items())
+        yield render_page("ranking", name=arguments.file.name, rankings=rankings, weights=shown).removesuffix("\n")
+    else:
+        yield from _text(rankings)
+
+
+def _text(rankings: Sequence["GroupRanking"]) -> Iterator[str]:
+    for ranking in rankings:
+        yield ": ".join(part for part in (ranking.axis, ranking.group) if part)
+        columns = [ranking.standings[metric] for metric in ranking.metrics]
+        heads = [
+            f"{metric} ({column[ranking.techniques[0]].direction})"
+            for metric, column in zip(ranking.metrics, columns, strict=True)
+        ]
+        marks = {True: "yes", False: "no", None: "-"}
+        rows = [
+            [name, *(_cell(column[name]) for column in columns), marks[ranking.front[name]]]
+            for name in ranking.techniques
+        ]
+        yield from (f"  {line}" for line in text_table(["technique", *heads, "Pareto front"], rows))
+        for metric, column in zip(ranking.metrics, columns, strict=True):
+            yield from (
+                f"  {name}, {metric}: {standing.reason}" for name, standing in column.items() if standing.reason
+            )
+        yield ""
+    yield "each cell: value, rank within the group (= tied: 95 % intervals overlap), and how often the rank holds in draws"
+    yield "from the intervals, where there are any"
+
+
+def _cell(standing: "Standing") -> str:
+    line = standing.line
+    if line.value is None:
+        return "-"
+    rank = "not ranked" if line.rank is None else f"{line.rank}{'=' if line.tied else ''}"
+    holds = "" if line.stability is None else f" {100 * line.stability:.0f}%"
+    return f"{line.value:.4g}  {rank}{holds}"

@@ -1,0 +1,42 @@
+"""Commands that carry measured records from one machine to another."""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from efficientllm.cli.commands import add_command
+
+
+def add_commands(commands: Any) -> None:
+    """Declares `export-records` and `import-records`."""
+    exporting = add_command(
+        commands, "export-records", _export, "write the measured records of this clone to an archive",
+        "The archive also holds what each record depended on, so that another clone takes over those that are its own.",
+    )  # fmt: skip
+    exporting.add_argument("archive", type=Path, metavar="ARCHIVE", help="the .tar.gz file to write")
+    importing = add_command(
+        commands, "import-records", _import, "take over records that were measured on a machine of the same kind",
+        "`dvc repro` then uses those whose hardware, code, parameters and data are the same, and measures all others.",
+    )  # fmt: skip
+    importing.add_argument("archive", type=Path, metavar="ARCHIVE", help="a file that export-records wrote")
+
+
+def _export(arguments: argparse.Namespace) -> Iterator[str]:
+    from efficientllm.transfer import export_records
+
+    count = export_records(arguments.archive)
+    yield f"{count} record{'s' if count != 1 else ''} in {arguments.archive}"
+
+
+def _import(arguments: argparse.Namespace) -> Iterator[str]:
+    from efficientllm import paths
+    from efficientllm.transfer import import_records
+
+    found = import_records(arguments.archive)
+    yield f"{found.records} record{'s' if found.records != 1 else ''} imported"
+    if not Path(paths.HARDWARE).exists():
+        yield f"whether they are of this machine's kind is not known before `dvc repro probe` has written {paths.HARDWARE}"
+    elif found.of_this_machine < found.records:
+        yield f"{found.records - found.of_this_machine} of them from hardware that differs from {paths.HARDWARE}: measured anew here"
+    yield "`dvc repro` takes over those whose hardware, code, parameters and data are the same"

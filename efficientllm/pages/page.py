@@ -1,0 +1,29 @@
+"""Renders a page: one file in the report's style, without scripts and without any outside request."""
+
+from importlib import resources
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from efficientllm.reporting.text import estimate, identifier, number
+
+
+def render_page(template: str, **context: Any) -> str:
+    """Renders a template of this package; the same context yields the same bytes.
+
+    Args:
+        template: Its file name, without `.html.j2`.
+        context: What it shows; every text is escaped.
+
+    Returns:
+        A complete HTML document.
+    """
+    environment = Environment(
+        loader=PackageLoader("efficientllm.pages"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {"number": number, "identifier": identifier}
+    environment.globals |= {"estimate": estimate}
+    style = resources.files("efficientllm.reporting").joinpath("templates", "style.css").read_text(encoding="utf-8")
+    return environment.get_template(f"{template}.html.j2").render(style=Markup(style.strip()), **context) + "\n"

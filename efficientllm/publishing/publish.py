@@ -1,0 +1,196 @@
+"""Copies a finished run into a folder that can be kept in Git and served as it is."""
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from efficientllm import __version__, config, paths
+from efficientllm.config.load import read_yaml
+from efficientllm.errors import ArtifactError, ParameterError
+from efficientllm.files import read_json, size_on_disk, whole_directory, write_json, write_text
+from efficientllm.measurement.provenance import git_state
+from efficientllm.publishing.published_set import REPORT_FILE, SET_FILE, PublishedSet, write_index
+from efficientllm.ranking.results import RANKING_FILE, RESULTS_FILE, SUMMARY_FILE
+from efficientllm.reporting.evidence import Evidence, collect
+from efficientllm.reporting.text import identifier
+
+RECORDS_FILE = "records.json"
+PROFILE_FILE = "profile.yaml"
+COMMAND_FILE = "reproduce.sh"
+LOCK = Path("dvc.lock")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_REVISION = re.compile(r"[0-9a-f]{40,64}")
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What `publish` did.
+
+    Args:
+        folder: The published folder.
+        files: How many files it has.
+        size: Their bytes.
+        replaced: Whether a folder of this name was there before.
+        index: The page that lists all published sets.
+        sets: How many there are.
+    """
+
+    folder: Path
+    files: int
+    size: int
+    replaced: bool
+    index: Path
+    sets: int
+
+
+def publish(name: str | None = None, root: Path = Path()) -> Publication:
+    """Publishes the run in the working directory: report, tables, records, and what they depended on.
+
+    Args:
+        name: Name of the folder; the profile and the device where it is None.
+        root: The repository's root.
+
+    Raises:
+        ParameterError: The name is no name of a folder.
+        ArtifactError: The run is not finished, or its files do not belong together.
+    """
+    if name is not None and not _NAME.fullmatch(name):
+        raise ParameterError(
+            f"the name {name!r} cannot be a folder: use up to 100 letters, digits, '-', '_' and '.', a letter or digit first"
+        )
+    configuration = config.load(root)
+    evidence = collect(configuration, root)
+    _check_lock(root)
+    profile = configuration.parameters.profile
+    chosen = name or identifier(profile, device(evidence.hardware))
+    published = root / paths.PUBLISHED
+    folder = published / chosen
+    replaced = folder.exists()
+    copied = {
+        paths.REPORT: REPORT_FILE,
+        paths.RESULTS / RESULTS_FILE: RESULTS_FILE,
+        paths.RESULTS / RANKING_FILE: RANKING_FILE,
+        paths.RESULTS / SUMMARY_FILE: SUMMARY_FILE,
+        paths.HARDWARE: paths.HARDWARE.name,
+        paths.PARAMETERS: paths.PARAMETERS.name,
+        paths.PROFILES / f"{profile}.yaml": PROFILE_FILE,
+        LOCK: LOCK.name,
+    }
+    with whole_directory(folder) as target:
+        for source, copy in copied.items():
+            shutil.copyfile(root / source, target / copy)
+        write_text(target / RECORDS_FILE, _records(configuration, root))
+        revision, dirty = git_state()
+        write_text(target / COMMAND_FILE, _command(chosen, profile, revision, dirty))
+        write_json(
+            target / SET_FILE,
+            _description(
+                chosen, evidence, revision, dirty, [*copied.values(), RECORDS_FILE, COMMAND_FILE]
+            ).model_dump(),
+        )
+    return Publication(
+        folder, sum(1 for _ in folder.iterdir()), size_on_disk(folder), replaced, published / REPORT_FILE, write_index(published)
+    )  # fmt: skip
+
+
+def device(hardware: dict[str, Any]) -> str:
+    """Names the device of a run: its first GPU, else its processor, without trade marks."""
+    name = str(hardware["gpus"][0]["name"] if hardware.get("gpus") else hardware["cpu"]["model"])
+    return " ".join(re.sub(r"\((R|TM|C)\)|®|™", " ", name, flags=re.IGNORECASE).split())
+
+
+def _check_lock(root: Path) -> None:
+    """Makes sure that the report is the one that dvc.lock describes, from these parameters and these files."""
+    stages = (read_yaml(root / LOCK) or {}).get("stages", {}) if (root / LOCK).is_file() else {}
+    report = stages.get("report")
+    if report is None or "normalize" not in stages:
+        raise ArtifactError(f"{LOCK} knows of no finished run: run `dvc repro`, then publish")
+    written = report["outs"] + report["deps"] + stages["normalize"]["outs"]
+    known = {entry["path"]: entry["md5"] for entry in written}
+    for path in (
+        paths.REPORT,
+        paths.HARDWARE,
+        *(paths.RESULTS / n for n in (RESULTS_FILE, RANKING_FILE, SUMMARY_FILE)),
+    ):
+        file = root / path
+        if not file.is_file() or hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest() != known.get(
+            str(path)
+        ):
+            raise ArtifactError(f"{path} is not the one that {LOCK} describes: run `dvc repro`, then publish")
+    current = read_yaml(root / paths.PARAMETERS)
+    for key, value in report.get("params", {}).get(str(paths.PARAMETERS), {}).items():
+        if current.get(key) != value:
+            raise ArtifactError(
+                f"{paths.PARAMETERS}: {key} has changed since the report was built: run `dvc repro`, then publish"
+            )
+
+
+def _records(configuration: config.Configuration, root: Path) -> str:
+    """All records of the run's cells and their replicas as one JSON list, a record on each line."""
+    files = dict.fromkeys(paths.record(row.axis, row.cell) for row in configuration.rows())
+    replicas = configuration.parameters.replicas
+    cells = [("pretrain", name) for name in replicas.architectures]
+    cells += [("tune", f"{method}-{size}") for method in replicas.methods for size in replicas.sizes]
+    further = [paths.replica(axis, cell, seed) for axis, cell in cells for seed in replicas.seeds]
+    lines = [
+        json.dumps(read_json(root / path), sort_keys=True, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+        for path in (*files, *further)
+    ]
+    return "[\n" + ",\n".join(lines) + "\n]\n"
+
+
+def _command(name: str, profile: str, revision: str | None, dirty: bool | None) -> str:
+    known = revision is not None and _REVISION.fullmatch(revision) is not None
+    doubt = (
+        "" if known and not dirty else "# The run's code was not a commit as it stands, so another run may differ.\n"
+    )
+    return f"""\
+#!/bin/sh
+# Repeats this run beside the clone that holds this folder. What depends on the machine is measured anew.
+{doubt}set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+git -C "$here" worktree add --detach "$PWD/../efficientllm-{name}" {revision if known else "HEAD"}
+cd "../efficientllm-{name}"
+cp "$here/{paths.PARAMETERS.name}" {paths.PARAMETERS}
+cp "$here/{PROFILE_FILE}" {paths.PROFILES / profile}.yaml
+make repro
+"""
+
+
+def _description(
+    name: str, evidence: Evidence, revision: str | None, dirty: bool | None, files: list[str]
+) -> PublishedSet:
+    results = {(result.axis, result.cell, result.metric): result for result in evidence.results}.values()
+    versions = {record.provenance.versions.get("torch") for record in evidence.records.values()} - {None}
+    return PublishedSet(
+        name=name,
+        profile=evidence.profile,
+        method=evidence.method,
+        device=device(evidence.hardware),
+        torch=", ".join(sorted(str(version) for version in versions)) or "not known",
+        efficientllm=__version__,
+        revision=revision,
+        revision_dirty=dirty,
+        committed=_day(revision),
+        cells=len(evidence.records),
+        failed=sum(record.status == "failed" for record in evidence.records.values()),
+        measured=sum(result.source == "measured" for result in results if result.value is not None),
+        modelled=sum(result.source == "modelled" for result in results if result.value is not None),
+        missing=sum(result.value is None for result in results),
+        files=sorted(files),
+        command=f"sh {(paths.PUBLISHED / name / COMMAND_FILE).as_posix()}",
+    )
+
+
+def _day(revision: str | None) -> str | None:
+    if revision is None:
+        return None
+    shown = subprocess.run(
+        ["git", "show", "-s", "--format=%cs", revision], capture_output=True, text=True, timeout=10, check=False
+    )
+    return shown.stdout.strip() or None

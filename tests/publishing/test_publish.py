@@ -1,0 +1,220 @@
+"""Publishing: the folder is complete, belongs together, and is safe to serve."""
+
+import csv
+import json
+import re
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+from efficientllm import paths
+from efficientllm.errors import ArtifactError, ParameterError
+from efficientllm.files import read_json, write_json
+from efficientllm.publishing.publish import device, publish
+from efficientllm.publishing.published_set import PublishedSet, read_sets, render_index, write_index
+from efficientllm.records import Record
+
+ROOT = Path(__file__).parents[2]
+FILES = {
+    "index.html", "results.csv", "ranking.csv", "metrics.json", "records.json", "hardware.json", "params.yaml", "profile.yaml",
+    "dvc.lock", "reproduce.sh", "set.json",
+}  # fmt: skip
+
+
+class Links(HTMLParser):
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.targets: list[str] = []
+        self.tags: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.targets += [value for name, value in attributes if name in ("href", "src") and value]
+
+
+def test_the_folder_holds_the_run(run: Path) -> None:
+    done = publish("first")
+    assert done.folder == Path("reports/published/first")
+    assert {path.name for path in done.folder.iterdir()} == FILES
+    assert (done.files, done.replaced, done.sets) == (len(FILES), False, 1)
+    for source, copy in (
+        ("reports/index.html", "index.html"), ("results/results.csv", "results.csv"), ("results/ranking.csv", "ranking.csv"),
+        ("results/metrics.json", "metrics.json"), ("hardware.json", "hardware.json"), ("params.yaml", "params.yaml"),
+        ("profiles/cpu.yaml", "profile.yaml"), ("dvc.lock", "dvc.lock"),
+    ):  # fmt: skip
+        assert (done.folder / copy).read_bytes() == (run / source).read_bytes()
+
+
+def test_every_record_is_there_in_full(run: Path) -> None:
+    published = json.loads((publish("first").folder / "records.json").read_text())
+    original = [json.loads(path.read_text()) for path in (run / "artifacts" / "measure").rglob("*.json")]
+    assert sorted(published, key=str) == sorted(original, key=str)
+    assert all(Record.model_validate(record) for record in published)
+
+
+def test_what_a_set_says_about_itself(run: Path) -> None:
+    head = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=run, capture_output=True, text=True, check=True
+    ).stdout.strip()
+    publish("first")
+    (found,) = read_sets(run / paths.PUBLISHED)
+    assert (found.profile, found.method, found.device, found.torch) == ("cpu", "lora", "AMD EPYC 7B13", "2.13.0")
+    assert found.revision == head
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", found.committed)
+    assert set(found.files) == FILES - {"set.json"}
+    # figures are counted once, although some cells serve several rows
+    lines = list(csv.DictReader((run / "results" / "results.csv").read_text().splitlines()))
+    figures = {(line["axis"], line["cell"], line["metric"]): line for line in lines}.values()
+    assert found.cells == len({(line["axis"], line["cell"]) for line in lines})
+    assert found.measured == sum(line["source"] == "measured" for line in figures)
+    assert found.modelled == sum(line["source"] == "modelled" for line in figures)
+    assert found.missing == sum(line["value"] == "" for line in figures)
+    assert found.missing + found.measured + found.modelled == len(figures)
+
+
+def test_publishing_again_replaces_and_gives_the_same_bytes(run: Path) -> None:
+    def content():
+        return {path: path.read_bytes() for path in sorted((run / paths.PUBLISHED).rglob("*")) if path.is_file()}
+
+    publish("first")
+    (run / paths.PUBLISHED / "first" / "stale.txt").write_text("x")
+    before = content()
+    assert publish("first").replaced
+    after = content()
+    assert after == {path: text for path, text in before.items() if path.name != "stale.txt"}
+    assert not [path for path in (run / paths.PUBLISHED).iterdir() if path.name.startswith(".")]
+
+
+def test_the_default_name_is_the_profile_and_the_device(run: Path) -> None:
+    assert publish().folder.name == "cpu-amd-epyc-7b13"
+    cpu = {"model": "Intel(R) Xeon(R) Processor @ 2.80GHz"}
+    assert device({"cpu": cpu, "gpus": []}) == "Intel Xeon Processor @ 2.80GHz"
+    assert device({"cpu": cpu, "gpus": [{"name": "NVIDIA H100 80GB HBM3"}]}) == "NVIDIA H100 80GB HBM3"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", "../x", "a/b", "a\\b", "/x", ".hidden", "-x", "a b", "a\n", "é", "x" * 101, "a;b", "$(a)", "a:b"],
+)
+def test_names_that_are_no_folders(run: Path, name: str) -> None:
+    with pytest.raises(ParameterError, match="cannot be a folder") as caught:
+        publish(name)
+    assert "\n" not in str(caught.value)
+    assert not (run / paths.PUBLISHED).exists()
+
+
+def test_the_index_lists_the_sets_with_relative_links_that_lead_somewhere(run: Path) -> None:
+    publish("first")
+    publish("second.1")
+    index = run / paths.PUBLISHED / "index.html"
+    page = index.read_text(encoding="utf-8")
+    links = Links(page)
+    assert "script" not in links.tags
+    assert "default-src 'none'" in page
+    local = [target for target in links.targets if not target.startswith(("data:", "#"))]
+    assert {"first/index.html", "second.1/index.html", "first/records.json", "second.1/dvc.lock"} <= set(local)
+    for target in local:
+        assert not re.match(r"\w+:|/", target), target
+        assert (index.parent / unquote(target)).is_file(), target
+    assert write_index(index.parent) == 2
+    assert index.read_text(encoding="utf-8") == page
+
+
+def test_without_a_set_the_index_says_so() -> None:
+    assert "No result set has been published yet" in render_index([])
+
+
+def test_hostile_descriptions_are_escaped() -> None:
+    hostile = "<script>alert(1)</script>\"'{{7*7}}"
+    page = render_index(
+        [
+            PublishedSet(
+                name="a", profile=hostile, method=hostile, device=hostile, torch=hostile, efficientllm=hostile, revision=hostile,
+                revision_dirty=True, committed=hostile, cells=1, failed=1, measured=1, modelled=1, missing=1, files=[hostile],
+                command=hostile,
+            )
+        ]
+    )  # fmt: skip
+    assert "<script" not in page
+    assert "script" not in Links(page).tags
+    assert "49" not in page
+
+
+def test_a_damaged_set_is_named(run: Path) -> None:
+    publish("first")
+    folder = run / paths.PUBLISHED / "first"
+    folder.rename(folder.with_name("renamed"))
+    with pytest.raises(ArtifactError, match="describes 'first': publish again"):
+        publish("second")
+    content = read_json(folder.with_name("renamed") / "set.json")
+    write_json(folder.with_name("renamed") / "set.json", content | {"name": "../../etc"})
+    with pytest.raises(ArtifactError, match="does not describe a published set"):
+        write_index(folder.parent)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda run: (run / "dvc.lock").unlink(), "dvc.lock knows of no finished run: run `dvc repro`, then publish"),
+        (lambda run: (run / "dvc.lock").write_text("schema: '2.0'\n"), "knows of no finished run"),
+        (lambda run: (run / "reports/index.html").unlink(), "reports/index.html is not the one that dvc.lock describes"),
+        (lambda run: (run / "reports/index.html").write_text("x"), "reports/index.html is not the one"),
+        (lambda run: (run / "hardware.json").write_text("{}"), "hardware.json is not the one"),
+        (lambda run: (run / "results/metrics.json").write_text("{}"), "results/metrics.json is not the one"),
+        (lambda run: (run / "results/results.csv").write_text("x"), "does not follow from the records"),
+        (
+            lambda run: (run / "params.yaml").write_text((run / "params.yaml").read_text().replace("method: lora", "method: dora")),
+            "params.yaml: method has changed since the report was built",
+        ),
+    ],
+)  # fmt: skip
+def test_a_run_that_is_not_finished_or_does_not_belong_together(run: Path, damage, message: str) -> None:
+    damage(run)
+    with pytest.raises(ArtifactError) as caught:
+        publish("first")
+    assert message in str(caught.value)
+    assert not (run / paths.PUBLISHED).exists()
+
+
+def test_a_measurement_that_is_newer_than_the_report(run: Path) -> None:
+    path = next((run / "artifacts" / "measure" / "tune").glob("*.json"))
+    content = read_json(path)
+    content["metrics"]["average_latency"]["value"] *= 2
+    write_json(path, content)
+    with pytest.raises(ArtifactError, match="does not follow from the records"):
+        publish("first")
+
+
+def test_the_command_repeats_the_run_beside_the_clone(run: Path, tmp_path: Path) -> None:
+    (run / ".gitignore").write_text("/artifacts\n/results\n")
+    (run / "Makefile").write_text("repro:\n\tcp params.yaml made\n")
+    for command in (["add", "-A"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "code"]):
+        subprocess.run(["git", *command], cwd=run, check=True)
+    (run / "params.yaml").write_text("# changed since\n" + (run / "params.yaml").read_text())
+    folder = publish("first").folder
+    assert "was not a commit as it stands" in (folder / "reproduce.sh").read_text()
+    done = subprocess.run(["sh", str(folder / "reproduce.sh")], cwd=run, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    copy = tmp_path / "efficientllm-first"
+    assert (copy / "made").read_text().startswith("# changed since")
+    assert (copy / "profiles" / "cpu.yaml").is_file()
+
+
+def test_the_index_in_this_repository_is_current() -> None:
+    def content(page: str) -> str:
+        return re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)  # whose style may be of its day
+
+    published = ROOT / paths.PUBLISHED
+    found = (published / "index.html").read_text(encoding="utf-8")
+    assert content(found) == content(render_index(read_sets(published))), "run: efficientllm publish --index"
+
+
+def test_git_keeps_published_sets() -> None:
+    for name in (*FILES, "more.json"):
+        path = f"reports/published/a-set/{name}"
+        ignored = subprocess.run(["git", "check-ignore", "-q", path], cwd=ROOT, check=False).returncode
+        assert ignored == 1, f"git ignores {path}"
