@@ -26,7 +26,9 @@ _STYLE: dict[str, Any] = {
     "svg.fonttype": "none", "svg.hashsalt": "efficientllm", "font.family": "sans-serif", "text.parse_math": False,
     "figure.facecolor": "none", "savefig.facecolor": "none", "path.simplify": False,
 }  # fmt: skip
-_LEAST_DECADES = 0.7
+_LEAST_DECADES, _MOST_DECADES = 0.7, 100.0
+_RESOLUTION = 1e-9
+"""Values that differ by less, relative to their size, are shown as one."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Axis:
             found = [step * 10.0**decade for decade in decades for step in steps]
         else:
             found = [float(tick) for tick in MaxNLocator(4).tick_values(self.low, self.high)]
-        slack = 1e-9 * (self.high - self.low)
+        slack = 0.0 if self.log else 1e-9 * (self.high - self.low)
         return [tick for tick in found if self.low - slack <= tick <= self.high + slack]
 
 
@@ -74,10 +76,11 @@ def axis_over(
 ) -> Axis:
     """Lays out an axis over values with a margin at both ends; logarithmic where asked for and all are positive."""
     low, high = min(values), max(values)
-    if log and low > 0 and math.log10(high / low) >= _LEAST_DECADES:
+    if log and low > 0 and _LEAST_DECADES <= math.log10(high) - math.log10(low) <= _MOST_DECADES:
         factor = (high / low) ** margin
         return Axis(label, low / factor, high * factor, log=True, better_low=better_low)
-    room = (high - low) * margin or abs(high) * margin or 1.0
+    size = max(abs(low), abs(high))
+    room = ((high - low) if high - low > _RESOLUTION * size else size) * margin or 1.0
     return Axis(label, low - room, high + room, better_low=better_low)
 
 
