@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from efficientllm.reporting.figures import Line, Point, bars, clipped, lines, lines_axes, swatch, trade_off
 from efficientllm.reporting.plot import MARKERS, axis_over, short
+from efficientllm.reporting.text import DASH
 from efficientllm.reporting.training import thinned
 
 NUMBERS = st.floats(1e-9, 1e9)
@@ -67,7 +68,7 @@ def test_labels_are_text(label) -> None:
 
 def test_bars_print_their_values_and_say_what_is_missing() -> None:
     figure = bars("k", "t", "PPL", ["a", "b", "c"], [1.0, 0.1, None], ["high", "low", None])
-    assert {"1.00", "0.10", "PPL", "a", "b", "c", "–"} <= set(texts(figure))
+    assert {"1.00", "0.10", "PPL", "a", "b", "c", DASH} <= set(texts(figure))
     assert figure == bars("k", "t", "PPL", ["a", "b", "c"], [1.0, 0.1, None], ["high", "low", None])
 
 
