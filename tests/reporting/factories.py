@@ -104,7 +104,8 @@ def make_provenance() -> dict[str, Any]:
 def failed(record: Record, reason: str) -> Record:
     """Turns a record into that of a cell that could not run."""
     return Record.model_validate(
-        record.model_dump() | {"status": "failed", "reason": reason, "model": None, "metrics": {}, "missing": {}, "information": {}}
+        record.model_dump()
+        | {"status": "failed", "reason": reason, "model": None, "metrics": {}, "missing": {}, "information": {}}
     )
 
 
