@@ -80,9 +80,11 @@ def _measured(run: Path, axis: str, cell: str) -> Record:
         for artifact in (run / paths.ARTIFACTS).iterdir():
             if artifact.name != paths.MEASURE.name:
                 (folder / paths.ARTIFACTS / artifact.name).symlink_to(artifact)
+        search = (str(_SOURCE), os.environ.get("PYTHONPATH"))
         done = subprocess.run(
             [sys.executable, "-m", "stages.measure", "--axis", axis, "--cell", cell],
-            cwd=folder, env={**os.environ, "PYTHONPATH": str(_SOURCE)}, text=True, capture_output=True, check=False,
+            cwd=folder, env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, search))}, text=True,
+            capture_output=True, check=False,
         )  # fmt: skip
         if done.returncode:
             raise SystemExit(f"{axis}:{cell} could not be measured:\n{done.stdout}{done.stderr}")

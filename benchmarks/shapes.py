@@ -4,11 +4,13 @@ from efficientllm.config.schema import Architecture, ArchitectureSettings, Shape
 from efficientllm.models.build import decoder_config
 from efficientllm.models.config import DecoderConfig
 
+_CONTEXT = 2048
 
-def _shape(hidden: int, layers: int, heads: int, key_value_heads: int, intermediate: int, context: int) -> Shape:
+
+def _shape(hidden: int, layers: int, heads: int, key_value_heads: int, intermediate: int) -> Shape:
     return Shape(
         hidden_size=hidden, layers=layers, heads=heads, key_value_heads=key_value_heads, intermediate_size=intermediate,
-        context_length=context, tie_embeddings=True, embedding_deviation=0.02,
+        context_length=_CONTEXT, tie_embeddings=True, embedding_deviation=0.02,
     )  # fmt: skip
 
 
@@ -16,26 +18,26 @@ SHAPES: dict[str, tuple[int, dict[str, Shape]]] = {
     "tiny": (
         512,
         {
-            "small": _shape(64, 2, 4, 2, 128, 65536),
-            "medium": _shape(64, 3, 4, 2, 192, 65536),
-            "large": _shape(128, 3, 4, 2, 256, 65536),
+            "small": _shape(64, 2, 4, 2, 128),
+            "medium": _shape(64, 3, 4, 2, 192),
+            "large": _shape(128, 3, 4, 2, 256),
         },
     ),
     "medium": (
         50304,
         {
-            "small": _shape(384, 6, 6, 2, 1536, 65536),
-            "medium": _shape(768, 12, 12, 4, 2560, 65536),
-            "large": _shape(1024, 24, 16, 4, 3584, 65536),
+            "small": _shape(384, 6, 6, 2, 1536),
+            "medium": _shape(768, 12, 12, 4, 2560),
+            "large": _shape(1024, 24, 16, 4, 3584),
         },
     ),
     # Qwen2.5's shapes at 0.5, 1.5 and 3 billion parameters, which the EfficientLLM paper pretrains (arXiv 2505.13840)
     "paper": (
         151936,
         {
-            "small": _shape(896, 24, 14, 2, 4864, 65536),
-            "medium": _shape(1536, 28, 12, 2, 8960, 65536),
-            "large": _shape(2048, 36, 16, 2, 11008, 65536),
+            "small": _shape(896, 24, 14, 2, 4864),
+            "medium": _shape(1536, 28, 12, 2, 8960),
+            "large": _shape(2048, 36, 16, 2, 11008),
         },
     ),
 }
@@ -68,9 +70,17 @@ _TINY_OPTIONS: dict[str, dict[str, dict[str, object]]] = {
 }  # fmt: skip
 
 
-def config_of(shape: str, name: str, choice: Architecture) -> DecoderConfig:
-    """Returns the decoder of a pretraining run at a shape, its width solved as the pipeline solves it."""
+def config_of(shape: str, name: str, choice: Architecture, context: int = _CONTEXT) -> DecoderConfig:
+    """Returns the decoder of a pretraining run at a shape, its width solved as the pipeline solves it.
+
+    Args:
+        shape: A key of `SHAPES`.
+        name: The pretraining run.
+        choice: Its components.
+        context: Longest sequence, for which learned positions have a parameter each.
+    """
     vocabulary, sizes = SHAPES[shape]
     own = {**_OPTIONS.get(name, {}), **(_TINY_OPTIONS.get(name, {}) if shape == "tiny" else {})}
     settings = ArchitectureSettings(learning_rate=1e-4, **own)  # type: ignore[arg-type]
-    return decoder_config(choice, settings, sizes[choice.size], vocabulary)
+    size = sizes[choice.size].model_copy(update={"context_length": context})
+    return decoder_config(choice, settings, size, vocabulary)

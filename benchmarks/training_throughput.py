@@ -5,10 +5,14 @@
 The baseline is Transformers' Llama under torch.compile with fused AdamW, autocast to bfloat16, and the same batch,
 gradient clipping and number of steps. Tokens are random: speed does not depend on them. A row that fails (out of
 memory, for example) says so, and the others go on.
+
+With `--profile` each row is followed by the time that a step's kernels take, by kind. `--layers` changes the depth: with two
+layers and `--steps 1` everything is compiled once, into the caches that a later run in full depth reads.
 """
 
 import argparse
 import csv
+import dataclasses
 import gc
 import time
 from collections.abc import Callable
@@ -16,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from kernel_times import print_kernel_times
 from shapes import SHAPES, config_of
 
 from efficientllm.config.load import load
@@ -40,10 +45,13 @@ def main() -> None:
     arguments = _arguments()
     device = select_device()
     choices = {**load().parameters.architectures, **_EXTRA}
-    dense = config_of(arguments.shape, "dense_medium", choices["dense_medium"])
+    dense = config_of(arguments.shape, "dense_medium", choices["dense_medium"], arguments.sequence)
     rows: list[tuple[str, DecoderConfig | None]] = [] if arguments.no_baseline else [("Transformers Llama", None)]
     names = arguments.rows.split(",") if arguments.rows else list(load().parameters.architectures)
-    rows += [(name, config_of(arguments.shape, name, choices[name])) for name in names]
+    rows += [(name, config_of(arguments.shape, name, choices[name], arguments.sequence)) for name in names]
+    if arguments.layers:
+        dense = dataclasses.replace(dense, layers=arguments.layers)
+        rows = [(name, config and dataclasses.replace(config, layers=arguments.layers)) for name, config in rows]
     results: list[dict[str, Any]] = []
     for name, config in rows:
         torch.compiler.reset()
@@ -60,11 +68,13 @@ def main() -> None:
             row["failure"] = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
             if arguments.traceback:
                 raise
-        step = None  # type: ignore[assignment]
         results.append(row)
         _print(row, results)
-    if arguments.csv:
-        _write(Path(arguments.csv), results)
+        if arguments.profile and "failure" not in row:
+            print_kernel_times(lambda step=step: step(0), device)  # type: ignore[misc]
+        step = None  # type: ignore[assignment]
+        if arguments.csv:
+            _write(Path(arguments.csv), results)
 
 
 def _arguments() -> argparse.Namespace:
@@ -76,7 +86,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--warmup", type=int, default=4)
     parser.add_argument("--checkpoint", action="store_true", help="recompute the blocks' activations")
+    parser.add_argument("--optimizer", choices=["adamw", "adamw_8bit"], default="adamw", help="of our rows")
+    parser.add_argument("--layers", type=int, help="instead of the shape's")
     parser.add_argument("--no-baseline", action="store_true")
+    parser.add_argument("--profile", action="store_true", help="also print what a step's kernels take, by kind")
     parser.add_argument("--traceback", action="store_true", help="stop at the first failure")
     parser.add_argument("--csv", help="also write the table there")
     return parser.parse_args()
@@ -93,18 +106,18 @@ def _ours(
 ) -> tuple[Callable[[int], Any], str]:
     torch.manual_seed(0)
     decoder = build_decoder(config, device=device).train()
-    decoder.gradient_checkpointing = arguments.checkpoint
     settings = TrainingSettings(
         sequence_length=arguments.sequence, batch_size=arguments.batch, gradient_accumulation=1, steps=1000,
         warmup_steps=10, final_learning_rate_fraction=0.1, embedding_learning_rate_scale=1.0, weight_decay=0.1,
         beta1=0.9, beta2=0.95, gradient_clip=1.0, autocast="auto", compile="auto", evaluation_steps=1000,
-        evaluation_sequences=1, checkpoint_seconds=1e9,
+        evaluation_sequences=1, checkpoint_seconds=1e9, optimizer=arguments.optimizer,
+        recompute_activations=arguments.checkpoint,
     )  # fmt: skip
     tokens = _tokens(config, arguments, device)
-    groups = parameter_groups(decoder, settings)
     task = TrainingTask(
-        decoder, decoder, lambda index: (tokens[:, :-1], tokens[:, 1:]), lambda: 0.0, groups, learning_rate=1e-4
-    )
+        decoder, decoder, lambda index: (tokens[:, :-1], tokens[:, 1:]), lambda: 0.0,
+        lambda: parameter_groups(decoder, settings), learning_rate=1e-4,
+    )  # fmt: skip
     trainer = Trainer(task, settings, device)
     return trainer.step, "; ".join(
         f"{part}: {kernel}" for part, kernel in trainer.kernels().items() if kernel != "plain PyTorch"

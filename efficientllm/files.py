@@ -16,7 +16,7 @@ from typing import Any
 from efficientllm.errors import ArtifactError
 
 # the last four are the full-width forms, which some spreadsheets read alike
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 _NEGATIVE = re.compile(r"-\d+(\.\d*)?([eE][-+]?\d+)?", re.ASCII)
 
 
@@ -87,7 +87,8 @@ def _csv_cell(value: Any) -> str:
         return str(value)
     if isinstance(value, tuple):
         return ";".join(map(_csv_cell, value))
-    text = str(value)
+    # the csv module quotes a line feed, but leaves a lone carriage return bare, where readers begin a new line
+    text = str(value).replace("\r\n", "\n").replace("\r", "\n")
     return f"'{text}" if text.startswith(_FORMULA_STARTS) and not _NEGATIVE.fullmatch(text) else text
 
 

@@ -65,6 +65,11 @@ METRICS: tuple[Metric, ...] = (
         ranked_on=("quantize",), shown_on=("tune",),
     ),
     Metric(
+        "exact_match", "EM", "Exact match", "%", "higher",
+        "Share of test examples whose reference answer greedy decoding gives, word for word and to its end.",
+        shown_on=("tune", "quantize"),
+    ),
+    Metric(
         "perplexity_change", "dPPL", "Change of held-out perplexity", "", "lower",
         "Perplexity less that of the untuned base (tuning: what was forgotten) or of the same model in bfloat16 "
         "(quantization), on the same windows.",
@@ -164,6 +169,11 @@ METRICS: tuple[Metric, ...] = (
         ranked_on=_ALL,
     ),
     Metric(
+        "energy_per_sample", "EPS", "Energy per sample", "J", "lower",
+        "Joules per training sequence.",
+        shown_on=("tune",),
+    ),
+    Metric(
         "net_energy_per_token", "EPT net", "Net energy per token", "J/token", "lower",
         "Energy per token less what the idle machine would have taken in the same time; never ranked.",
         shown_on=_ALL,
@@ -194,7 +204,7 @@ METRICS: tuple[Metric, ...] = (
 
 _BY_KEY = {metric.key: metric for metric in METRICS}
 
-QUALITY: tuple[str, ...] = ("perplexity", "bits_per_byte", "task_loss", "task_accuracy")
+QUALITY: tuple[str, ...] = ("perplexity", "bits_per_byte", "task_loss", "task_accuracy", "exact_match")
 """Metrics that only a trained model has."""
 
 PERFORMANCE: dict[str, str] = {"pretrain": "perplexity", "tune": "task_loss", "quantize": "task_accuracy"}

@@ -1,11 +1,14 @@
 """Files are whole or absent."""
 
+import csv
+import io
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from efficientllm.errors import ArtifactError
-from efficientllm.files import content_hash, read_json, size_on_disk, whole_directory, write_bytes, write_json
+from efficientllm.files import content_hash, csv_text, read_json, size_on_disk, whole_directory, write_bytes, write_json
 
 
 def test_json_is_strict_and_sorted(tmp_path: Path) -> None:
@@ -52,3 +55,23 @@ def test_unwritable_folder_is_one_clear_error(tmp_path: Path) -> None:
 def test_content_hash_ignores_key_order() -> None:
     assert content_hash({"a": 1, "b": 2}) == content_hash({"b": 2, "a": 1})
     assert content_hash({"a": 1}) != content_hash({"a": 2})
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-x", "-1+cmd|' /C calc'!A0", "@SUM(1)", "\t=1", "\n=1", "\uff1d1"])
+def test_csv_cells_that_a_spreadsheet_would_run_get_an_apostrophe(text: str) -> None:
+    (cell,) = list(csv.reader(io.StringIO(csv_text(["name"], [[text]]), newline="")))[1]
+    assert cell == f"'{text}"
+    (cell,) = list(csv.reader(io.StringIO(csv_text(["name"], [[("a", text)]]), newline="")))[1]
+    assert cell == f"a;'{text}"
+
+
+@pytest.mark.parametrize(("text", "read"), [("a\r=1", "a\n=1"), ("a\r\n=1", "a\n=1"), ("\r=1", "'\n=1")])
+def test_a_carriage_return_begins_no_new_line(text: str, read: str) -> None:
+    rows = list(csv.reader(io.StringIO(csv_text(["name"], [[text]]), newline="")))
+    assert rows == [["name"], [read]]
+
+
+def test_csv_cells_read_back() -> None:
+    row = ["a,b", 'say "x"', "-1.5e-3", "a=b", "", None, True, 3, -0.1, np.float64(1e-7), 1e22]
+    cells = list(csv.reader(io.StringIO(csv_text([str(index) for index in range(len(row))], [row]))))[1]
+    assert cells == ["a,b", 'say "x"', "-1.5e-3", "a=b", "", "", "true", "3", "-0.1", "1e-07", "1e+22"]

@@ -43,7 +43,9 @@ def test_no_download_address_is_tracked() -> None:
 
 def test_text_is_utf8_and_files_are_small() -> None:
     for path in FILES:
-        assert path.stat().st_size < 1 << 20, f"{path} is large: DVC should hold it"
+        # a published report carries its tables, records and figures within itself
+        limit = (4 if path.is_relative_to(ROOT / "reports" / "published") else 1) << 20
+        assert path.stat().st_size < limit, f"{path} is large: DVC should hold it"
         path.read_text(encoding="utf-8")
 
 

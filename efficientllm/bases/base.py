@@ -83,18 +83,19 @@ def _quality(configuration: Configuration, size: str) -> dict[str, Any]:
         "values": {key: value.model_dump(mode="json") for key, value in (values | scored).items()},
         "task_groups": groups,
         "windows": {"nats": losses.nats.tolist(), "tokens": losses.tokens.tolist()},
-        "correct": correct.tolist(),
+        "correct": None if correct is None else correct.tolist(),
     }
 
 
-def read_base_quality(size: str) -> "tuple[WindowLosses, np.ndarray]":
+def read_base_quality(size: str) -> "tuple[WindowLosses, np.ndarray | None]":
     """Reads how an untuned base does on the held-out windows and on the task.
 
     Args:
         size: A key of `bases` in params.yaml.
 
     Returns:
-        The losses of the windows that every model tuned from it is evaluated on, and 1.0 or 0.0 for each test example.
+        The losses of the windows that every model tuned from it is evaluated on, and 1.0 or 0.0 for each test example with
+        choices, None where there is none.
 
     Raises:
         ArtifactError: The file is missing or damaged.
@@ -104,7 +105,8 @@ def read_base_quality(size: str) -> "tuple[WindowLosses, np.ndarray]":
     path = paths.base_quality(size)
     content = read_json(path)
     try:
-        windows, correct = content["windows"], np.array(content["correct"], dtype=np.float64)
+        windows, answers = content["windows"], content["correct"]
+        correct = None if answers is None else np.array(answers, dtype=np.float64)
         losses = WindowLosses(np.array(windows["nats"], dtype=np.float64), np.array(windows["tokens"], dtype=np.int64))
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(

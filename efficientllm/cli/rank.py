@@ -47,7 +47,7 @@ def _rank(arguments: argparse.Namespace) -> Iterator[str]:
     elif arguments.format == "html":
         from efficientllm.pages.page import render_page
 
-        shown = ", ".join(f"{name} {weight:g}" for name, weight in (weights or {}).items())
+        shown = None if weights is None else [(name, weight) for name, weight in weights.items() if weight != 1]
         yield render_page("ranking", name=arguments.file.name, rankings=rankings, weights=shown).removesuffix("\n")
     else:
         yield from _text(rankings)
@@ -67,10 +67,8 @@ def _text(rankings: Sequence["GroupRanking"]) -> Iterator[str]:
             for name in ranking.techniques
         ]
         yield from (f"  {line}" for line in text_table(["technique", *heads, "Pareto front"], rows))
-        for metric, column in zip(ranking.metrics, columns, strict=True):
-            yield from (
-                f"  {name}, {metric}: {standing.reason}" for name, standing in column.items() if standing.reason
-            )
+        for metric, reason, names in ranking.reasons():
+            yield f"  {', '.join(names)}: {metric}: {reason}"
         yield ""
     yield "each cell: value, rank within the group (= tied: 95 % intervals overlap), and how often the rank holds in draws"
     yield "from the intervals, where there are any"

@@ -39,7 +39,7 @@ class EncodedQuestion:
 
     Args:
         prompt: Token ids of the prompt, the same for all candidates.
-        answers: Token ids of each candidate, the end token included.
+        answers: Token ids of each candidate, the end token included; of the reference answer alone where answers are free.
         correct: Position of the reference answer among them.
         group: The example's group.
     """
@@ -87,7 +87,7 @@ def encode_split(
 def encode_questions(
     folder: Path, split: str, maximum_length: int, *, tokenizer_folder: Path | None = None
 ) -> list[EncodedQuestion]:
-    """Loads the examples of a split that have choices, and encodes every candidate answer.
+    """Loads the examples of a split, and encodes every candidate answer: the choices, or the one reference of a free answer.
 
     A prompt is cut so that its longest candidate fits, and so is the same for all of them.
 
@@ -103,16 +103,15 @@ def encode_questions(
     """
     tokenizer = load_tokenizer(tokenizer_folder or folder)
     where = str(folder / TASK_FOLDER / f"{split}.jsonl")
-    rows = [
-        (number, example) for number, example in enumerate(load_examples(folder, split), start=1) if example.choices
-    ]
-    answers = _encode_answers(tokenizer, {choice for _, example in rows for choice in example.choices})
-    prompts = _encode_prompts(tokenizer, [example for _, example in rows])
+    examples = load_examples(folder, split)
+    choices = [example.choices or (example.output,) for example in examples]
+    answers = _encode_answers(tokenizer, {choice for listed in choices for choice in listed})
+    prompts = _encode_prompts(tokenizer, examples)
     questions = []
-    for (number, example), prompt in zip(rows, prompts, strict=True):
-        candidates = [answers[choice] for choice in example.choices]
+    for number, (example, listed, prompt) in enumerate(zip(examples, choices, prompts, strict=True), start=1):
+        candidates = [answers[choice] for choice in listed]
         fitted = _fit(*prompt, max(map(len, candidates)), maximum_length, f"{where}, line {number}")
-        questions.append(EncodedQuestion(fitted, candidates, example.choices.index(example.output), example.group))
+        questions.append(EncodedQuestion(fitted, candidates, listed.index(example.output), example.group))
     return questions
 
 

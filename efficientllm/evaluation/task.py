@@ -1,4 +1,4 @@
-"""Accuracy and loss on the instruction task, by the likelihood of candidate answers."""
+"""Accuracy, exact match and loss on the instruction task, by the likelihood of candidate answers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,19 +17,18 @@ class TaskScores:
     """Outcome of each question, in the questions' order.
 
     Args:
-        correct: 1.0 where the reference answer is the likeliest candidate by mean log-likelihood per token.
+        correct: 1.0 where the reference answer is the likeliest candidate by mean log-likelihood per token; nan where it is
+            the only one.
+        exact: 1.0 where greedy decoding gives the reference answer to its end: where each of its tokens is the likeliest
+            after those before it.
         nats: Summed cross-entropy of the reference answer.
         tokens: Tokens of the reference answer.
     """
 
     correct: np.ndarray
+    exact: np.ndarray
     nats: np.ndarray
     tokens: np.ndarray
-
-    @property
-    def accuracy(self) -> float:
-        """Share of questions answered rightly."""
-        return float(self.correct.mean())
 
     @property
     def loss(self) -> float:
@@ -50,7 +49,7 @@ def score_questions(
         pad_token: Token that fills shorter prompts (left) and answers (right); it is masked.
         device: Where the model lies.
     """
-    correct, nats, tokens = (np.zeros(len(questions)) for _ in range(3))
+    correct, exact, nats, tokens = (np.zeros(len(questions)) for _ in range(4))
     # questions of like shape share a batch, so that little of it is padding
     order = sorted(
         range(len(questions)), key=lambda index: (len(questions[index].answers), len(questions[index].prompt))
@@ -60,19 +59,20 @@ def score_questions(
         candidates = len(questions[order[start]].answers)
         batch = [index for index in order[start : start + batch_size] if len(questions[index].answers) == candidates]
         start += len(batch)
-        losses, lengths = _candidate_losses(decoder, [questions[index] for index in batch], pad_token, device)
+        losses, lengths, greedy = _candidate_losses(decoder, [questions[index] for index in batch], pad_token, device)
         for position, index in enumerate(batch):
             reference = questions[index].correct
             means = losses[position] / lengths[position]
-            correct[index] = float(means.argmin() == reference)
+            correct[index] = float(means.argmin() == reference) if candidates > 1 else np.nan
+            exact[index] = float(greedy[position, reference])
             nats[index], tokens[index] = losses[position, reference], lengths[position, reference]
-    return TaskScores(correct, nats, tokens)
+    return TaskScores(correct, exact, nats, tokens)
 
 
 def _candidate_losses(
     decoder: Decoder, questions: list[EncodedQuestion], pad_token: int, device: torch.device
-) -> tuple[np.ndarray, np.ndarray]:
-    """Summed loss and length `[questions, candidates]` of every candidate of questions with equally many candidates."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of every candidate of questions with equally many, `[questions, candidates]`: summed loss, length, whether it is greedy's."""
     candidates = len(questions[0].answers)
     width = max(len(question.prompt) for question in questions)
     answers = [answer for question in questions for answer in question.answers]
@@ -93,7 +93,9 @@ def _candidate_losses(
     labels = labels.to(device)
     inputs = labels.masked_fill(labels == IGNORED, pad_token)[:, :-1]
     rest = decoder(inputs, cache=cache).logits if length > 1 else first[:, :0]
-    losses = token_losses(torch.cat([first, rest], dim=1), labels).double().sum(dim=1)
+    logits = torch.cat([first, rest], dim=1)
+    losses = token_losses(logits, labels).double().sum(dim=1)
     lengths = (labels != IGNORED).sum(dim=1)
+    greedy = ((logits.argmax(dim=-1) == labels) | (labels == IGNORED)).all(dim=1)
     shape = (len(questions), candidates)
-    return losses.view(shape).cpu().numpy(), lengths.view(shape).cpu().numpy()
+    return losses.view(shape).cpu().numpy(), lengths.view(shape).cpu().numpy(), greedy.view(shape).cpu().numpy()

@@ -23,7 +23,7 @@ from efficientllm.measurement.memory import MemoryMeter
 from efficientllm.measurement.nvml import NvmlDevice
 from efficientllm.measurement.protocol import check_exclusive, idle
 from efficientllm.measurement.provenance import provenance
-from efficientllm.measurement.quality import held_out_folder, perplexity_values, task_values
+from efficientllm.measurement.quality import NO_CHOICES, held_out_folder, perplexity_values, task_values
 from efficientllm.measurement.serving_values import serve
 from efficientllm.measurement.training_values import train, training_values
 from efficientllm.models.decoder import Decoder
@@ -129,7 +129,7 @@ def _quality(
     device: torch.device,
     findings: Findings,
 ) -> tuple[WindowLosses | None, np.ndarray | None]:
-    """Evaluates the model; returns its losses, and whether each test example was answered rightly, None where not taken."""
+    """Evaluates the model; returns its losses, and whether each test example with choices was answered rightly."""
     wanted = {entry.key for entry in metrics.measured_metrics(axis)}
     if configuration.profile.random_weights:
         findings.missing |= {key: RANDOM for key in metrics.QUALITY if key in wanted}
@@ -140,5 +140,7 @@ def _quality(
         scored, groups, correct = task_values(configuration, decoder, device, base)
         values |= scored
         findings.information["task_groups"] = groups
+        if correct is None:
+            findings.missing["task_accuracy"] = NO_CHOICES
     findings.values |= {key: value for key, value in values.items() if key in wanted}
     return losses, correct

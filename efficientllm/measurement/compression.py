@@ -12,7 +12,7 @@ from efficientllm.config import Configuration
 from efficientllm.evaluation.perplexity import WindowLosses
 from efficientllm.measurement import subjects
 from efficientllm.measurement.findings import Findings
-from efficientllm.measurement.quality import perplexity_values, task_values
+from efficientllm.measurement.quality import NO_CHOICES, perplexity_values, task_values
 from efficientllm.measurement.quality_change import accuracy_change, perplexity_change
 from efficientllm.measurement.statistics import bootstrap_interval, single
 from efficientllm.quantization.precision import precision
@@ -20,7 +20,6 @@ from efficientllm.quantization.precision import precision
 _CHANGES = ("perplexity_change", "task_accuracy_change")
 _BFLOAT16 = "the tuned model in bfloat16"
 _UNTUNED = "the untuned base"
-_NO_TASK = "the data have no task"
 
 
 def compression_values(
@@ -41,7 +40,7 @@ def compression_values(
         axis: The cell's axis.
         cell: The cell's name.
         losses: Losses of the test windows; None where they were not taken.
-        correct: 1.0 or 0.0 for each test example of the task; None where there is no task.
+        correct: 1.0 or 0.0 for each test example of the task; None where none has choices.
         device: Where the model that the cell is compared with is evaluated.
         findings: Takes the value, or the reason for its absence.
     """
@@ -68,12 +67,15 @@ def _tuned(
     findings: Findings,
 ) -> None:
     """Compares a tuned cell with its base: what it has learned of the task and forgotten of the text."""
-    if configuration.profile.random_weights or losses is None or correct is None:
-        findings.missing |= dict.fromkeys(_CHANGES, RANDOM if configuration.profile.random_weights else _NO_TASK)
+    if configuration.profile.random_weights or losses is None:
+        findings.missing |= dict.fromkeys(_CHANGES, RANDOM)
         return
     base_losses, base_correct = read_base_quality(size)
     findings.values["perplexity_change"] = perplexity_change(losses, base_losses, _UNTUNED)
-    findings.values["task_accuracy_change"] = accuracy_change(correct, base_correct, _UNTUNED)
+    if correct is None or base_correct is None:
+        findings.missing["task_accuracy_change"] = NO_CHOICES
+    else:
+        findings.values["task_accuracy_change"] = accuracy_change(correct, base_correct, _UNTUNED)
 
 
 def _quantized(
@@ -97,10 +99,10 @@ def _quantized(
         "ratio_nominal": 16 / precision(technique).nominal_bits,
     }
     findings.information["compression"] = sizes
-    if configuration.profile.random_weights or losses is None or correct is None:
-        reason = RANDOM if configuration.profile.random_weights else _NO_TASK
-        findings.missing |= dict.fromkeys((*_CHANGES, "model_compression_rate"), reason)
+    if configuration.profile.random_weights or losses is None:
+        findings.missing |= dict.fromkeys((*_CHANGES, "model_compression_rate"), RANDOM)
         return
+    reference: np.ndarray | None
     if technique == subjects.REFERENCE_PRECISION:
         reference_losses, reference = losses, correct
     else:
@@ -108,9 +110,12 @@ def _quantized(
         _, reference_losses = perplexity_values(configuration, original, device, base)
         _, _, reference = task_values(configuration, original, device, base)
     findings.values["perplexity_change"] = perplexity_change(losses, reference_losses, _BFLOAT16)
+    sizes["perplexity_bfloat16"] = math.exp(reference_losses.mean)
+    if correct is None or reference is None:
+        findings.missing |= dict.fromkeys(("task_accuracy_change", "model_compression_rate"), NO_CHOICES)
+        return
     findings.values["task_accuracy_change"] = accuracy_change(correct, reference, _BFLOAT16)
     sizes["accuracy_bfloat16"] = 100 * float(reference.mean())
-    sizes["perplexity_bfloat16"] = math.exp(reference_losses.mean)
     if not reference.any():
         findings.missing["model_compression_rate"] = (
             "the bfloat16 model answers no test example rightly: there is no quality to compare with"

@@ -18,6 +18,11 @@ from efficientllm.measurement.statistics import bootstrap_interval, single
 from efficientllm.models.decoder import Decoder
 from efficientllm.records import Value
 
+NO_CHOICES = (
+    "no test example of the task has choices: free answers have a loss and an exact match, and no label to pick"
+)
+"""Why a task of free answers has no accuracy."""
+
 
 def held_out_folder(base: Path | None) -> Path:
     """Folder with the held-out tokens that a model understands: those of the prepared data, or a base's own.
@@ -65,8 +70,8 @@ def perplexity_values(
 
 def task_values(
     configuration: Configuration, decoder: Decoder, device: torch.device, base: Path
-) -> tuple[dict[str, Value], dict[str, Any], np.ndarray]:
-    """Accuracy and loss on the task's test examples.
+) -> tuple[dict[str, Value], dict[str, Any], np.ndarray | None]:
+    """Accuracy, exact match and loss on the task's test examples.
 
     Args:
         configuration: The run's parameters.
@@ -75,36 +80,50 @@ def task_values(
         base: Folder of the base that it was tuned from, whose tokenizer it understands.
 
     Returns:
-        The values; accuracy and majority class of each group of examples, as information; and 1.0 or 0.0 for each
-        example, as it was answered rightly or not.
+        The values; accuracy, exact match and majority class of each group of examples, as information; and 1.0 or 0.0 for
+        each example with choices, as it was answered rightly or not. Without such examples that is None, and so is the
+        accuracy missing: `NO_CHOICES`.
     """
     settings = configuration.profile.measure
     questions = encode_questions(
         paths.DATA, "test", configuration.profile.tune.training.sequence_length, tokenizer_folder=base
     )
     scores = score_questions(decoder, questions, settings.evaluation_batch_size, pad_token=0, device=device)
-    method = f"{len(questions)} test examples, candidates by mean log-likelihood per token; bootstrap over examples"
-    accuracy = bootstrap_interval(scores.correct, lambda draws: draws.mean(axis=1))
+    examples = f"{len(questions)} test examples"
     values = {
-        "task_accuracy": single(
-            "task_accuracy", 100 * scores.accuracy, method=method, n=len(questions),
-            interval=(100 * accuracy[0], 100 * accuracy[1]),
-        ),
         "task_loss": single(
-            "task_loss", scores.loss, method=method, n=len(questions), interval=_ratio_interval(scores.nats, scores.tokens),
+            "task_loss", scores.loss, n=len(questions), interval=_ratio_interval(scores.nats, scores.tokens),
+            method=f"{examples}, tokens of the reference answers; bootstrap over examples",
         ),
+        "exact_match": _share("exact_match", scores.exact, f"{examples}, greedy decoding; bootstrap over examples"),
     }  # fmt: skip
+    labelled = ~np.isnan(scores.correct)
+    correct = scores.correct[labelled] if labelled.any() else None
+    if correct is not None:
+        method = f"{len(correct)} test examples, candidates by mean log-likelihood per token; bootstrap over examples"
+        values["task_accuracy"] = _share("task_accuracy", correct, method)
     groups = np.array([question.group for question in questions])
     facts = read_manifest(paths.DATA)["task"]["groups"]
     information = {
         str(group): {
-            "accuracy": 100 * float(scores.correct[groups == group].mean()),
+            "accuracy": _percent(scores.correct[(groups == group) & labelled]),
+            "exact_match": _percent(scores.exact[groups == group]),
             "examples": int((groups == group).sum()),
             "majority_accuracy": 100 * facts[group]["majority_accuracy"],
         }
         for group in sorted(set(groups.tolist()))
     }
-    return values, information, scores.correct
+    return values, information, correct
+
+
+def _share(key: str, outcomes: np.ndarray, method: str) -> Value:
+    low, high = bootstrap_interval(outcomes, lambda draws: draws.mean(axis=1))
+    interval = (100 * low, 100 * high)
+    return single(key, 100 * float(outcomes.mean()), method=method, n=len(outcomes), interval=interval)
+
+
+def _percent(outcomes: np.ndarray) -> float | None:
+    return 100 * float(outcomes.mean()) if len(outcomes) else None
 
 
 def _ratio_interval(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float]:

@@ -113,6 +113,12 @@ def training_values(
     put("training_throughput", throughput)
     put("training_throughput_per_parameter", [value / findings.model.parameters_active for value in throughput])
     put("sample_throughput", [trained.samples / value for value in seconds])
+    if axis == "tune":
+        energy, length = findings.values["energy_per_token"], trained.tokens / trained.samples
+        findings.values["energy_per_sample"] = summarize(
+            "energy_per_sample", [joules * length for joules in energy.repeats], source=energy.source,
+            method=energy.method, window_s=window,
+        )  # fmt: skip
     key = "model_flops_utilization"
     peak = peak_flops(meter.device_name, trained.dtype)
     if axis == "tune" and trained.state.parameters < findings.model.parameters_total:

@@ -154,8 +154,9 @@ def _command(name: str, profile: str, revision: str | None, dirty: bool | None) 
 # Repeats this run beside the clone that holds this folder. What depends on the machine is measured anew.
 {doubt}set -eu
 here=$(cd "$(dirname "$0")" && pwd)
-git -C "$here" worktree add --detach "$PWD/../efficientllm-{name}" {revision if known else "HEAD"}
-cd "../efficientllm-{name}"
+copy=$(git -C "$here" rev-parse --show-toplevel)/../efficientllm-{name}
+git -C "$here" worktree add --detach "$copy" {revision if known else "HEAD"}
+cd "$copy"
 cp "$here/{paths.PARAMETERS.name}" {paths.PARAMETERS}
 cp "$here/{PROFILE_FILE}" {paths.PROFILES / profile}.yaml
 make repro

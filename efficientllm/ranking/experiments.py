@@ -53,7 +53,9 @@ def compare_experiments(axis: str, cell: str, metric_key: str) -> list[Experimen
     try:
         shown = [entry for entry in dvc.api.exp_show() if entry["rev"] != _WORKSPACE]
     except DvcException as error:
-        raise ArtifactError(f"the experiments cannot be listed: {error}") from error
+        raise ArtifactError(
+            f"the experiments cannot be listed ({error}): run this in a clone that has Git and DVC"
+        ) from error
     tables = {entry["Experiment"] or entry["rev"]: _table(entry["rev"], axis) for entry in shown}
     if not any(tables.values()):
         raise ArtifactError(f"no experiment of this commit has results of the axis {axis!r}: run `dvc exp run` first")

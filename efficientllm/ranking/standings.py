@@ -59,6 +59,15 @@ class GroupRanking:
     pareto_metrics: tuple[str, ...]
     front: Mapping[str, bool | None]
 
+    def reasons(self) -> list[tuple[str, str, tuple[str, ...]]]:
+        """Lists why values are missing: metric, reason, and the techniques that lack the value for it."""
+        alike: dict[tuple[str, str], list[str]] = {}
+        for metric, column in self.standings.items():
+            for name, standing in column.items():
+                if standing.reason:
+                    alike.setdefault((metric, standing.reason), []).append(name)
+        return [(metric, reason, tuple(names)) for (metric, reason), names in alike.items()]
+
 
 def rank_table(
     lines: Sequence[Line], weights: Mapping[str, float] | None = None, pareto: Sequence[str] | None = None

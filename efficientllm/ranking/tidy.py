@@ -50,13 +50,14 @@ def read_tidy(path: Path) -> list[Line]:
         DataError: The file does not exist, cannot be read, is too large, or has a fault.
     """
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise DataError(f"{path} has more than {_MOST_BYTES >> 20} MiB: rank a part of it")
-        content = path.read_bytes()
+        with path.open("rb") as stream:
+            content = stream.read(_MOST_BYTES + 1)  # of a pipe or device too, whose size is not known before
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    if len(content) > _MOST_BYTES:
+        raise DataError(f"{path} has more than {_MOST_BYTES >> 20} MiB: rank a part of it")
     return parse_tidy(content, str(path))
 
 

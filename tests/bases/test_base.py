@@ -105,11 +105,26 @@ def test_a_pretraining_run(run: Path) -> None:
     perplexity = quality()["perplexity"]
     assert 150 < perplexity < 600  # about the vocabulary's size: the weights are random
     losses, correct = read_base_quality("small")
+    assert correct is not None
     assert math.exp(losses.mean) == pytest.approx(perplexity)
     assert 100 * correct.mean() == pytest.approx(quality()["task_accuracy"])
     paths.base_quality("small").write_text('{"reason": "out of memory"}')
     with pytest.raises(ArtifactError, match="holds no quality of a base"):
         read_base_quality("small")
+
+
+def test_a_task_of_free_answers_has_everything_but_an_accuracy(run: Path) -> None:
+    rows = [{"instruction": "Add.", "input": f"{n}+1", "output": str(n + 1)} for n in range(12)]
+    (run / "task.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    prepare(configuration("artifacts/pretrain/dense_small"), paths.DATA)
+    vocabulary = tokenizer_folder(run / "checkpoint")
+    llama(vocabulary).save_pretrained(run / "checkpoint")
+    make_base(configuration(run / "checkpoint"), "small")
+    assert set(quality()) == {"perplexity", "bits_per_byte", "task_loss", "exact_match"}
+    assert read_base_quality("small")[1] is None
+    groups = json.loads(paths.base_quality("small").read_text())["task_groups"]
+    assert groups["file"]["accuracy"] is None
+    assert groups["file"]["exact_match"] == 0
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -128,7 +143,7 @@ def test_a_folder_with_a_transformers_checkpoint(run: Path, tied: bool) -> None:
     assert own.decode(ours.tolist()) == prepared.decode(theirs.tolist()), "the held-out text is the same"
     ends = [int(np.sum(tokens == tokenizer.end_token_id)) for tokens, tokenizer in ((ours, own), (theirs, prepared))]
     assert ends[0] == ends[1] > 0, "documents end where they ended"
-    assert set(quality()) == {"perplexity", "bits_per_byte", "task_loss", "task_accuracy"}
+    assert set(quality()) == {"perplexity", "bits_per_byte", "task_loss", "task_accuracy", "exact_match"}
 
 
 def test_a_gguf_file(run: Path) -> None:

@@ -86,7 +86,7 @@ def test_ranking_as_a_table_for_people(capsys: pytest.CaptureFixture[str], tmp_p
     assert lines[1].split() == ["technique", "loss", "(lower)", "Pareto", "front"]
     assert lines[2].split()[:3] == ["a", "1", "1="]
     assert lines[4].split() == ["c", "-", "-"]
-    assert "  c, loss: no value" in lines
+    assert "  c: loss: no value" in lines
 
 
 class Elements(HTMLParser):

@@ -64,7 +64,9 @@ def test_a_split_is_encoded_as_each_of_its_examples(tokenizer, tmp_path):
 def test_questions_share_one_prompt_that_fits_the_longest_candidate(tokenizer, tmp_path):
     save_tokenizer(tmp_path, tokenizer)
     write_examples(tmp_path, "test", [Example("Greet.", "", "Hi", (), "file", ""), EXAMPLE])
-    (question,) = encode_questions(tmp_path, "test", 12)
+    free, question = encode_questions(tmp_path, "test", 12)
+    assert [tokenizer.decode(answer) for answer in free.answers] == [" Hi"]
+    assert free.correct == 0
     assert tokenizer.decode(question.prompt) == "ab\nEra?"
     assert [tokenizer.decode(answer) for answer in question.answers] == [" 17", " 180"]
     assert all(answer[-1] == tokenizer.end_token_id for answer in question.answers)

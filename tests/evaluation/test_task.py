@@ -60,8 +60,50 @@ def test_scores_equal_whole_sequence_likelihoods(decoder: Decoder) -> None:
                 assert scores.nats[index] == pytest.approx(loss, rel=1e-4)
                 assert scores.tokens[index] == len(answer)
         assert scores.correct[index] == float(np.argmin(means) == question.correct)
-    assert 0 < scores.accuracy < 1
+    assert 0 < scores.correct.mean() < 1
     assert scores.loss == pytest.approx(scores.nats.sum() / scores.tokens.sum())
+
+
+def greedy(decoder: Decoder, prompt: list[int], count: int) -> list[int]:
+    tokens = list(prompt)
+    for _ in range(count):
+        with torch.no_grad():
+            tokens.append(int(decoder(torch.tensor([tokens])).logits[0, -1].argmax()))
+    return tokens[len(prompt) :]
+
+
+def test_exact_match_is_what_greedy_decoding_gives(decoder: Decoder) -> None:
+    """Half the references are the model's own greedy answers, half of those with their last token changed; some are free."""
+    questions = []
+    for index, question in enumerate(random_questions(16)):
+        own = greedy(decoder, question.prompt, 3)
+        reference = own if index % 4 < 2 else [*own[:-1], (own[-1] + 1) % 40]
+        answers = [reference] if index % 2 else [reference, [7], [1, 2, 3, 4]]
+        questions.append(EncodedQuestion(question.prompt, answers, 0, "era"))
+    scores = score_questions(decoder, questions, batch_size=3, pad_token=0, device=torch.device("cpu"))
+    assert scores.exact.tolist() == [float(index % 4 < 2) for index in range(16)]
+    assert np.isnan(scores.correct).tolist() == [bool(index % 2) for index in range(16)], "one candidate is no choice"
+    assert (scores.tokens == 3).all()
+
+
+def test_answers_are_compared_by_their_mean_token_not_by_their_length(decoder: Decoder) -> None:
+    """Summed, a long answer loses to a short one however likely its tokens are."""
+    prompt = random_questions(1)[0].prompt
+    likely = greedy(decoder, prompt, 6)
+    ranked = decoder(torch.tensor([prompt])).logits[0, -1].softmax(dim=0).sort(descending=True)
+    sums = -sum(
+        float(decoder(torch.tensor([prompt + likely[:place]])).logits[0, -1].log_softmax(dim=0)[token])
+        for place, token in enumerate(likely)
+    )
+    # a single token whose loss lies between the long answer's mean and its sum
+    short = next(
+        int(token)
+        for probability, token in zip(ranked.values.tolist(), ranked.indices.tolist(), strict=True)
+        if sums / 6 * 1.01 < -np.log(probability) < sums * 0.99
+    )
+    question = EncodedQuestion(prompt, [likely, [short]], 0, "era")
+    scores = score_questions(decoder, [question], batch_size=1, pad_token=0, device=torch.device("cpu"))
+    assert scores.correct.tolist() == [1.0]
 
 
 def test_window_losses_ignore_what_lies_behind_the_end(decoder: Decoder) -> None:

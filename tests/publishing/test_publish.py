@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+from ruamel.yaml import YAML
 
 from efficientllm import paths
 from efficientllm.errors import ArtifactError, ParameterError
@@ -197,7 +198,9 @@ def test_the_command_repeats_the_run_beside_the_clone(run: Path, tmp_path: Path)
     (run / "params.yaml").write_text("# changed since\n" + (run / "params.yaml").read_text())
     folder = publish("first").folder
     assert "was not a commit as it stands" in (folder / "reproduce.sh").read_text()
-    done = subprocess.run(["sh", str(folder / "reproduce.sh")], cwd=run, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["sh", str(run / folder / "reproduce.sh")], cwd="/", capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     copy = tmp_path / "efficientllm-first"
     assert (copy / "made").read_text().startswith("# changed since")
@@ -218,3 +221,19 @@ def test_git_keeps_published_sets() -> None:
         path = f"reports/published/a-set/{name}"
         ignored = subprocess.run(["git", "check-ignore", "-q", path], cwd=ROOT, check=False).returncode
         assert ignored == 1, f"git ignores {path}"
+
+
+def test_the_sites_root_leads_to_the_list_of_sets(tmp_path: Path) -> None:
+    workflow = YAML(typ="safe").load((ROOT / ".github" / "workflows" / "pages.yaml").read_text())
+    steps = workflow["jobs"]["deploy"]["steps"]
+    assert next(step["with"]["path"] for step in steps if "upload-pages-artifact" in step.get("uses", "")) == "reports"
+    (command,) = (step["run"] for step in steps if "run" in step)
+    (tmp_path / "reports").mkdir()
+    for _ in range(2):
+        subprocess.run(["bash", "-ec", command], cwd=tmp_path, check=True)
+    page = (tmp_path / "reports" / "index.html").read_text()
+    assert Links(page).targets == ["published/"]
+    assert 'content="0; url=published/"' in page
+    (tmp_path / "reports" / "index.html").write_text("the report")
+    subprocess.run(["bash", "-ec", command], cwd=tmp_path, check=True)
+    assert (tmp_path / "reports" / "index.html").read_text() == "the report"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from efficientllm.cli import main
 from efficientllm.errors import ArtifactError, ParameterError
 from efficientllm.ranking.compare import compare_sets, read_result_set
 from efficientllm.ranking.experiments import compare_experiments, describe
@@ -61,6 +62,14 @@ def test_the_best_comes_first_with_what_it_changed(repository: Path, monkeypatch
     assert "best" in lines[1]
     assert "tune.rate=0.004" in lines[1]
     assert lines[-1] == f"best: best; not told apart from it: near, {found[2].name}"
+
+
+def test_the_command(repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(repository)
+    assert main(["sweep", "--axis", "tune", "--cell", "lora-small", "--metric", "loss"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("best: best; not told apart from it: near, ")
+    assert main(["compare", "best", "far", "--format", "csv"]) == 0
+    assert capsys.readouterr().out.splitlines()[2].startswith("tune,tune-small,lora,task_loss,,lower,far,1.5,")
 
 
 def test_a_missing_value_has_its_reason(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:

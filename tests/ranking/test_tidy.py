@@ -104,6 +104,11 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         read_tidy(tmp_path / "long.csv")
 
 
+def test_a_device_without_end_is_too_large() -> None:
+    with pytest.raises(DataError, match="/dev/zero has more than 32 MiB"):
+        read_tidy(Path("/dev/zero"))
+
+
 @given(st.binary(max_size=200))
 def test_any_bytes_are_lines_or_one_error(content: bytes) -> None:
     for prefix in (b"", HEADER.encode()):

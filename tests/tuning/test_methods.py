@@ -1,5 +1,6 @@
 """Each method trains exactly what it says, starts from the base's function, and is stored and loaded whole."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +57,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def prepared(method: str, base: Path) -> TunableModel:
+def prepared(method: str, base: Path, **changes: Any) -> TunableModel:
     implementation = tuning_method(method)
     torch.manual_seed(3)
-    return implementation.prepare(base, implementation.options(settings(method)))
+    known = {name: value for name, value in changes.items() if name in OPTIONS[method]}
+    return implementation.prepare(base, implementation.options(settings(method, **known)))
 
 
 def train(method: str, model: TunableModel, steps: int = 6) -> None:
@@ -202,6 +204,23 @@ def test_first_gradient_of_full_tuning_equals_a_plain_transformers_loop(base: Pa
     gradients = {name: parameter.grad for name, parameter in plain.named_parameters()}
     for name, parameter in model.decoder.named_parameters():
         torch.testing.assert_close(parameter.grad, gradients[transformers_name(name)], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "oft", "freeze"])
+def test_all_layers_share_few_compiled_programs(method: str, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One for the first layer, whose input wants no gradient, and one for the others (Freeze: those that it trains)."""
+    from torch._dynamo.utils import counters
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    torch.compiler.reset()
+    counters.clear()
+    model = prepared(method, base, dropout=0.1)
+    model.module.train()
+    model.decoder.compile_blocks()
+    for _ in range(2):
+        model.decoder(INPUTS).logits.sum().backward()
+    assert not counters["graph_break"]
+    assert 1 <= counters["stats"]["unique_graphs"] <= 2
 
 
 @pytest.mark.parametrize(
