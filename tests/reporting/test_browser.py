@@ -8,7 +8,6 @@ from pathlib import Path
 
 import factories
 import pytest
-from conftest import some_gaps
 
 from efficientllm import metrics
 from efficientllm.ranking.score import weighted_scores
@@ -45,7 +44,7 @@ def browser():
 def run(tmp_path_factory) -> Evidence:
     """A part of the run, with groups and failures on every axis: a browser takes a second or more for all of it."""
     root = tmp_path_factory.mktemp("run")
-    evidence = collect(factories.make_run(root, some_gaps), root)
+    evidence = collect(factories.make_run(root, factories.some_gaps), root)
     rows = [row for row in evidence.rows if row.group in GROUPS]
     cells = {(row.axis, row.cell) for row in rows}
     return replace(

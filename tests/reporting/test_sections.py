@@ -3,7 +3,7 @@
 import re
 from dataclasses import replace
 
-import conftest
+import factories
 import pytest
 from markup import Page
 
@@ -90,7 +90,7 @@ def test_nearly_always_is_not_always(share, text) -> None:
 def test_doubts_are_visible_where_the_figure_is(evidence, page) -> None:
     row = next(i for i in page.all("tr") if page.attributes(i).get("id") == "row-pretrain-attention-mqa")
     assert page.text(row).count("doubtful") == 2
-    assert conftest.DOUBT in page.section("certainty")
+    assert factories.DOUBT in page.section("certainty")
     assert "2 doubtful" in page.text(page.all("header")[0])
     listed = [flag for flag in flags.flags(evidence) if flag.kind == "doubtful"]
     assert [(flag.labels, flag.metrics) for flag in listed] == [("MQA", "AL and EPT")]

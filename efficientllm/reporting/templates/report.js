@@ -38,7 +38,11 @@
     tip.textContent = text;
     tip.hidden = false;
     if (target.dataset.tip) target.setAttribute("aria-describedby", "tip");
-    const at = target.getBoundingClientRect(), box = tip.getBoundingClientRect();
+    place();
+  };
+  const place = () => {
+    if (!shown) return;
+    const at = shown.getBoundingClientRect(), box = tip.getBoundingClientRect();
     const below = at.bottom + box.height + 6 < innerHeight;
     tip.style.left = `${Math.max(8, Math.min(at.left, root.clientWidth - box.width - 8))}px`;
     tip.style.top = `${below ? at.bottom : Math.max(0, at.top - box.height)}px`;
@@ -54,7 +58,7 @@
   });
   on(window, "focusin", (event) => { const target = explained(event); if (target) show(target); else hide(); });
   on(window, "keydown", (event) => { if (event.key === "Escape") hide(); });
-  on(window, "scroll", hide, true);
+  on(window, "scroll", place, true);
 
   // One view: what is shown, sorted, weighed and limited. It stands in the address, so that it can be shared.
   const radios = all("input[name=axis]");
