@@ -42,19 +42,15 @@ def main() -> None:
     print(f"load average before: {os.getloadavg()[0]:.2f}", flush=True)
     records: dict[tuple[str, str], list[Record]] = {(axis, name): [] for axis, name in cells}
     generator = random.Random(arguments.seed)
-    for _ in range(arguments.times):
+    for time in range(arguments.times):
         for axis, name in generator.sample(cells, len(cells)):
             records[axis, name].append(_measured(run, axis, name))
+            print(f"round {time + 1}: {axis}:{name}", flush=True)
+            if arguments.csv:  # after each cell, so that a run that is cut short keeps what it has
+                _write(Path(arguments.csv), records)
     print(f"load average after: {os.getloadavg()[0]:.2f}")
-    rows: list[dict[str, Any]] = []
     for (axis, name), found in records.items():
         _print(axis, name, found)
-        rows += [row for process, record in enumerate(found) for row in _rows(axis, name, process, record)]
-    if arguments.csv:
-        with Path(arguments.csv).open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, _COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
 
 
 def _arguments() -> argparse.Namespace:
@@ -122,6 +118,15 @@ def _print(axis: str, cell: str, records: list[Record]) -> None:
 
 def _percent(share: float | None) -> str:
     return f"{'-':>7s}" if share is None else f"{100 * share:6.1f}%"
+
+
+def _write(path: Path, records: dict[tuple[str, str], list[Record]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, _COLUMNS)
+        writer.writeheader()
+        for (axis, cell), found in records.items():
+            for process, record in enumerate(found):
+                writer.writerows(_rows(axis, cell, process, record))
 
 
 def _rows(axis: str, cell: str, process: int, record: Record) -> list[dict[str, Any]]:

@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+_LONGEST_SHOWN = 80
+
 
 class EfficientLLMError(Exception):
     """Base of every error that is the user's to mend; shown as one line, without a traceback."""
@@ -44,6 +46,12 @@ def did_you_mean(found: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     return f"did you mean {near[0]!r}? " if near else ""
 
 
+def shown(value: object) -> str:
+    """Returns a value as it stands in a message: on one line, and cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 4]} ..."
+
+
 def unknown_name(kind: str, found: str, known: Iterable[str]) -> ParameterError:
     """Builds the error for a name outside its list.
 
@@ -56,4 +64,6 @@ def unknown_name(kind: str, found: str, known: Iterable[str]) -> ParameterError:
         An error such as "unknown tuning method 'dorra'; did you mean 'dora'? known: dora, lora".
     """
     names = sorted(known)
-    return ParameterError(f"unknown {kind} {found!r}; {did_you_mean(found, names)}known: {', '.join(names) or 'none'}")
+    return ParameterError(
+        f"unknown {kind} {shown(found)}; {did_you_mean(found, names)}known: {', '.join(names) or 'none'}"
+    )

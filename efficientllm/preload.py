@@ -18,6 +18,7 @@ import os
 import resource
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -113,11 +114,13 @@ def _folder() -> Path:
     if len(os.fsencode(runtime)) > _LONGEST_RUNTIME_FOLDER:
         runtime = Path("/tmp")
     parent = runtime / f"efficientllm-{os.getuid()}"
-    folder = parent / _identity()
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if parent.stat().st_uid != os.getuid():
-        raise PermissionError(f"{parent} belongs to another user")
+    parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = parent.lstat()  # in a folder that all may write, somebody else may have made it, or a link of that name
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise PermissionError(f"{parent} is a link, or belongs to another user")
     parent.chmod(0o700)
+    folder = parent / _identity()
+    folder.mkdir(mode=0o700, exist_ok=True)
     return folder
 
 

@@ -111,7 +111,10 @@ class Record(_Strict):
         if both := self.metrics.keys() & self.missing.keys():
             raise ValueError(f"both measured and missing: {', '.join(sorted(both))}")
         if absent := expected.keys() - self.metrics.keys() - self.missing.keys():
-            raise ValueError(f"neither measured nor explained: {', '.join(sorted(absent))}")
+            first, *others = sorted(absent)
+            raise ValueError(
+                f"neither measured nor explained: {first}" + (f", and {len(others)} more" if others else "")
+            )
         for key, value in self.metrics.items():
             known = metric_registry.metric(key)
             if (value.unit, value.direction) != (known.unit, known.direction):
@@ -163,4 +166,5 @@ def _read(path: Path, kind: type[_Kind]) -> _Kind:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "record"
-        raise ArtifactError(f"{path}: {where}: {first['msg']}; measure the cell again with `dvc repro -f`") from error
+        message = first["msg"].removeprefix("Value error, ")
+        raise ArtifactError(f"{path}: {where}: {message}; measure the cell again with `dvc repro -f`") from error

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from efficientllm import paths, preload
-from efficientllm.errors import CellFailure, EfficientLLMError
+from efficientllm.errors import ArtifactError, CellFailure, EfficientLLMError
 from efficientllm.files import read_json, whole_directory, write_json
 
 INTERRUPTED = 130
@@ -18,6 +18,7 @@ _ENVIRONMENT = {
     "GOMP_SPINCOUNT": "10000",
     # a progress bar for each of a hundred small files hides what matters
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
     "TRANSFORMERS_VERBOSITY": "error",
 }
 
@@ -101,6 +102,15 @@ def _record_failure(axis: str, cell: str, reason: str) -> None:
 
 
 def failure(artifact: Path) -> str | None:
-    """Returns the reason why an artifact's cell failed, or None where it did not."""
+    """Returns the reason why an artifact's cell failed, or None where it did not.
+
+    Raises:
+        ArtifactError: The file that holds the reason is damaged.
+    """
     path = artifact / paths.FAILURE_FILE
-    return str(read_json(path)["reason"]) if path.exists() else None
+    if not path.exists():
+        return None
+    content = read_json(path)
+    if not isinstance(content, dict) or "reason" not in content:
+        raise ArtifactError(f"{path} says nothing: delete it and run `dvc repro` again")
+    return str(content["reason"])

@@ -3,7 +3,6 @@
 import argparse
 
 from efficientllm import config, registry
-from efficientllm.errors import unknown_name
 from efficientllm.stage import run_stage
 
 
@@ -14,9 +13,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--cell", required=True, help="for example dense_medium, lora-small or int4-large")
     arguments = parser.parse_args(argv)
     configuration = config.load()
-    known = {row.cell for row in configuration.rows() if row.axis == arguments.axis}
-    if arguments.cell not in known:
-        raise unknown_name(f"{arguments.axis} cell", arguments.cell, known)
+    configuration.require_cell(arguments.axis, arguments.cell)
 
     from efficientllm.measurement.cell import measure_cell
 

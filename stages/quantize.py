@@ -13,6 +13,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--size", required=True, choices=registry.SIZES)
     arguments = parser.parse_args(argv)
     configuration = config.load()
+    cell = registry.cell_name(arguments.precision, arguments.size)
+    configuration.require_cell("quantize", cell)
 
     def work() -> None:
         from efficientllm.quantization.quantize import quantize
@@ -20,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
         quantize(configuration, arguments.precision, arguments.size)
 
     tuned = paths.artifact("tune", registry.cell_name(configuration.parameters.method, arguments.size))
-    return run_cell("quantize", registry.cell_name(arguments.precision, arguments.size), [tuned], work)
+    return run_cell("quantize", cell, [tuned], work)
 
 
 if __name__ == "__main__":

@@ -1,27 +1,31 @@
 """Trains one cell once more from another seed, for the spread of its quality."""
 
 import argparse
+from typing import Literal
 
-from efficientllm import config
-from efficientllm.errors import ParameterError
+from efficientllm import config, registry
 from efficientllm.stage import run_stage
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the stage."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--axis", required=True, choices=["pretrain", "tune"])
-    parser.add_argument("--cell", required=True)
+    cell_options = parser.add_mutually_exclusive_group(required=True)
+    cell_options.add_argument("--architecture", help="a pretraining run, a key of `architectures` in params.yaml")
+    cell_options.add_argument("--method", help="a tuning method, with --size")
+    parser.add_argument("--size", choices=registry.SIZES)
     parser.add_argument("--seed", required=True, type=int)
     arguments = parser.parse_args(argv)
+    if (arguments.method is None) != (arguments.size is None):
+        parser.error("--method and --size go together")
+    axis: Literal["pretrain", "tune"] = "pretrain" if arguments.method is None else "tune"
+    cell = arguments.architecture if axis == "pretrain" else registry.cell_name(arguments.method, arguments.size)
     configuration = config.load()
-    known = {row.cell for row in configuration.rows() if row.axis == arguments.axis}
-    if arguments.cell not in known:
-        raise ParameterError(f"replicas names the cell {arguments.cell!r}, which this run leaves out: {sorted(known)}")
+    configuration.require_cell(axis, cell)
 
     from efficientllm.training.replicate import replicate
 
-    replicate(configuration, arguments.axis, arguments.cell, arguments.seed)
+    replicate(configuration, axis, cell, arguments.seed)
     return 0
 
 

@@ -13,6 +13,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--size", required=True, choices=registry.SIZES)
     arguments = parser.parse_args(argv)
     configuration = config.load()
+    cell = registry.cell_name(arguments.method, arguments.size)
+    configuration.require_cell("tune", cell)
 
     def work() -> None:
         from efficientllm.distributed.launch import train_in_parallel
@@ -25,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
         )  # fmt: skip
 
     base = paths.artifact("base", arguments.size)
-    return run_cell("tune", registry.cell_name(arguments.method, arguments.size), [base], work)
+    return run_cell("tune", cell, [base], work)
 
 
 if __name__ == "__main__":

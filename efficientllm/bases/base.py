@@ -142,7 +142,7 @@ def _check_lengths(configuration: Configuration, context_length: int, source: Pa
     ):
         if length > context_length:
             raise ParameterError(
-                f"{name} is {length}, more than the {context_length} tokens that {source} was made for"
+                f"{name} is {length}, more than the {context_length} tokens that {source} was made for: lower it"
             )
 
 

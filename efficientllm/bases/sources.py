@@ -10,6 +10,7 @@ A source is a path, so that DVC can watch it:
   random (`shape`).
 """
 
+import json
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +19,8 @@ from pydantic import Field, ValidationError
 
 from efficientllm.config.load import read_yaml
 from efficientllm.config.schema import Section
-from efficientllm.errors import ArtifactError, ParameterError
-from efficientllm.files import file_hash, read_json
+from efficientllm.errors import ArtifactError, ParameterError, did_you_mean
+from efficientllm.files import file_hash
 from efficientllm.models.config import DecoderConfig
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class RandomModel(Section):
     shape: dict[str, Any]
 
 
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _KINDS: dict[str, type[HubModel | PackagedFile | RandomModel]] = {
     "hub": HubModel, "package": PackagedFile, "shape": RandomModel,
 }  # fmt: skip
@@ -64,20 +66,33 @@ def random_shape(source: Path) -> DecoderConfig | None:
     described = _description(source)
     if not isinstance(described, RandomModel):
         return None
-    try:
-        return DecoderConfig.from_dict({"embedding_deviation": 0.02, "norm_epsilon": 1e-6, **described.shape})
-    except ArtifactError as error:
-        raise ParameterError(f"{source}: {error}") from None
+    shape = {"embedding_deviation": 0.02, "norm_epsilon": 1e-6, **described.shape}
+    known = DecoderConfig.field_names()
+    for name in shape:
+        if name not in known:
+            raise ParameterError(
+                f"{source}: unknown field {name!r} of the shape; {did_you_mean(name, known)}known: {', '.join(known)}"
+            )
+    if missing := [name for name in known if name not in shape]:
+        raise ParameterError(f"{source}: the shape lacks {', '.join(missing)}: add them")
+    return DecoderConfig.from_dict(shape)
 
 
 def is_own_checkpoint(source: Path) -> bool:
-    """Says whether a source is a folder that `save_decoder` wrote."""
+    """Says whether a source is a folder that `save_decoder` wrote.
+
+    Raises:
+        ArtifactError: Its config.json is damaged.
+    """
     from efficientllm.models.weights import CONFIG_FILE, MODEL_TYPE
 
     configuration = source / CONFIG_FILE
     if not configuration.is_file():
         return False
-    content = read_json(configuration)
+    try:
+        content = json.loads(configuration.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"base {source}: config.json cannot be read ({error}): get it again") from error
     return isinstance(content, dict) and content.get("model_type") == MODEL_TYPE
 
 
@@ -102,11 +117,18 @@ def open_checkpoint(source: Path) -> tuple["PreTrainedModel", "PreTrainedTokeniz
     if source.suffix == ".gguf":
         if not source.is_file():
             raise ParameterError(f"base {source} does not exist")
-        return _load(str(source.parent), str(source), gguf_file=source.name)
+        return _load(str(source.parent), str(source), gguf_file=source.name, local_files_only=True)
     if not (source / "config.json").is_file():
         raise ParameterError(
             f"base {source} is no checkpoint: it needs a config.json; other sources are a .gguf file and a .yaml file that "
             "names a model of the hub"
+        )
+    if not any(source.glob("*.safetensors")):
+        pickled = [path.name for path in sorted(source.iterdir()) if path.suffix in _PICKLED]
+        found = f" but {pickled[0]}, a pickle, which may run any code when it is opened" if pickled else ""
+        raise ParameterError(
+            f"base {source} has no weights in safetensors (model.safetensors){found}: save the model by "
+            "save_pretrained(..., safe_serialization=True)"
         )
     return _load(str(source), str(source), local_files_only=True)
 
@@ -157,9 +179,11 @@ def _load(name: str, shown: str, **options: Any) -> tuple["PreTrainedModel", "Pr
             name, trust_remote_code=False, use_safetensors=True, dtype="auto", low_cpu_mem_usage=True, **options
         )
     except ImportError as error:
-        raise ParameterError(f"base {shown} needs a package more: {error}; pip install -e '.[gguf]'") from error
+        reason = str(error).strip().splitlines()[0]
+        raise ParameterError(f"base {shown} needs a package more ({reason}): pip install -e '.[gguf]'") from error
     except MemoryError:
         raise
     except Exception as error:  # each format's reader raises its own kinds at a damaged file
-        raise ArtifactError(f"base {shown} cannot be loaded: {str(error).splitlines()[0]}") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ArtifactError(f"base {shown} cannot be loaded ({reason}): get it again") from error
     return model, tokenizer

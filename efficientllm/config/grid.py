@@ -1,78 +1,104 @@
 """Checks that need the techniques' own code: every cell of the grid can be built from the parameters."""
 
-import glob
 from pathlib import Path
 from typing import Any
 
 from efficientllm import paths
 from efficientllm.config.load import Configuration
-from efficientllm.errors import ParameterError
+from efficientllm.errors import ParameterError, shown
 from efficientllm.files import file_hash
 
 
 def check_grid(configuration: Configuration) -> None:
-    """Builds every architecture without allocating it, and checks every technique's own parameters.
+    """Builds every architecture without allocating it, and checks what would stop a later stage.
 
     Raises:
         ParameterError: A component, an option or a shape is unfit; the message names the run.
     """
+    from efficientllm.device import select_device
+    from efficientllm.distributed.launch import check_shares
+    from efficientllm.measurement.energy import check_country
     from efficientllm.models.build import build_decoder, decoder_config
     from efficientllm.quantization.precision import precision
     from efficientllm.tuning.method import tuning_method
 
-    profile = configuration.profile
+    profile, device = configuration.profile, select_device()
     vocabulary_size = profile.data.tokenizer.train_vocabulary_size or 50_000  # any size shows whether the shape is fit
     for name in configuration.parameters.architectures:
         choice, settings, shape = configuration.architecture(name)
         try:
-            build_decoder(decoder_config(choice, settings, shape, vocabulary_size), device="meta")
+            decoder = build_decoder(decoder_config(choice, settings, shape, vocabulary_size), device="meta")
+            decoder.select_kernel(settings.kernel)
+            decoder.kernels(device)
         except ParameterError as error:
             raise ParameterError(f"architecture {name!r}: {error}") from None
-        if profile.pretrain.training.sequence_length > shape.context_length:
-            raise ParameterError(
-                f"pretrain.training.sequence_length is {profile.pretrain.training.sequence_length}, more than "
-                f"models.{choice.size}.context_length, which is {shape.context_length}"
-            )
+        _check_lengths(configuration, choice.size, {"pretrain": profile.pretrain.training.sequence_length})
     for method in configuration.parameters.methods:
         tuning_method(method).options(profile.tune.methods[method])
     for key in configuration.parameters.precisions:
         precision(key).options(profile.quantize[key])
     for size, source in configuration.parameters.bases.items():
         if Path(source).parent == paths.PRETRAIN:  # the length of a checkpoint is known once it has been read
-            _check_lengths(configuration, size)
+            _check_lengths(configuration, size, {"tune": profile.tune.training.sequence_length})
         elif not Path(source).exists():
-            raise ParameterError(f"bases.{size} in {paths.PARAMETERS} is {source!r}, which does not exist")
+            raise ParameterError(
+                f"bases.{size} in {paths.PARAMETERS} is {shown(source)}, which does not exist: name a folder, a .gguf or a "
+                ".yaml file (docs/bases.md)"
+            )
+    if not profile.random_weights:
+        for stage, training in (("pretrain", profile.pretrain.training), ("tune", profile.tune.training)):
+            check_shares(profile.parallel, training, f"{stage}.training")
+            if training.optimizer == "adamw_8bit" and device.type != "cuda":
+                raise ParameterError(
+                    f"{stage}.training.optimizer is 'adamw_8bit', which needs a CUDA GPU: set it to adamw"
+                )
+    check_country(profile.measure.country_iso_code)
 
 
-def _check_lengths(configuration: Configuration, size: str) -> None:
+def _check_lengths(configuration: Configuration, size: str, trained: dict[str, int]) -> None:
+    """Checks that a size's context holds the sequences of a stage and those that are served."""
     profile = configuration.profile
     context = profile.models[size].context_length
     served = profile.measure.serving_prompt_length + profile.measure.serving_output_length
     for name, length in (
-        ("tune.training.sequence_length", profile.tune.training.sequence_length),
+        *((f"{stage}.training.sequence_length", length) for stage, length in trained.items()),
         ("measure.serving_prompt_length + serving_output_length", served),
     ):
         if length > context:
-            raise ParameterError(f"{name} is {length}, more than models.{size}.context_length, which is {context}")
+            raise ParameterError(
+                f"{name} is {length}, more than models.{size}.context_length, which is {context}: lower it, or raise the context"
+            )
 
 
 def data_fingerprint(configuration: Configuration) -> dict[str, Any]:
     """Hashes of the files that the profile names outside the repository's own, which DVC cannot see.
 
     Raises:
-        ParameterError: A named file does not exist.
+        ParameterError: A named file does not exist or cannot be read.
+        DataError: A pattern matches nothing, or a link that leads elsewhere.
     """
+    from efficientllm.data.sources.files import matched_files
+    from efficientllm.data.tokenizer import adopted_files
+
     data = configuration.profile.data
-    named = [data.tokenizer.path, data.task.path]
+    named: dict[str, list[Path]] = {}
+    if data.tokenizer.path is not None:
+        named["data.tokenizer.path"] = adopted_files(Path(data.tokenizer.path))
+    if data.task.path is not None:
+        named["data.task.path"] = [Path(data.task.path)]
     if data.source == "files" and data.files is not None:
-        for pattern in data.files.paths:
-            # not Path.glob: the pattern may be absolute
-            named += sorted(glob.glob(pattern, recursive=True)) or [pattern]  # noqa: PTH207
+        named["data.files.paths"] = matched_files(data.files.paths)
     hashes = {}
-    for name in named:
-        if name is None:
-            continue
-        if not Path(name).is_file():
-            raise ParameterError(f"{name!r}, which the profile's block `data` names, is not a file")
-        hashes[name] = file_hash(Path(name))
+    for key, files in named.items():
+        for path in files:
+            if not path.is_file():
+                raise ParameterError(
+                    f"{key} names {shown(str(path))}, which is no file: paths are relative to the folder of dvc.yaml"
+                )
+            try:
+                hashes[str(path)] = file_hash(path)
+            except OSError as error:
+                raise ParameterError(
+                    f"{key} names {path}, which cannot be read ({error.strerror}): change its permissions"
+                ) from error
     return hashes

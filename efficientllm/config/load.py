@@ -2,20 +2,23 @@
 
 import pkgutil
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from efficientllm import paths, registry
+from efficientllm.config.faults import described
 from efficientllm.config.schema import Architecture, ArchitectureSettings, Parameters, Profile, Shape
-from efficientllm.errors import ParameterError, did_you_mean, unknown_name
+from efficientllm.errors import ParameterError, did_you_mean, shown, unknown_name
 
 _Model = TypeVar("_Model", bound=BaseModel)
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,16 @@ class Configuration:
             raise unknown_name("architecture", name, self.parameters.architectures)
         choice = self.parameters.architectures[name]
         return choice, self.profile.architectures[name], self.profile.models[choice.size]
+
+    def require_cell(self, axis: registry.Axis, cell: str) -> None:
+        """Makes sure that a cell is one of this run's.
+
+        Raises:
+            ParameterError: It is not; the message lists those of the axis.
+        """
+        known = {row.cell for row in self.rows() if row.axis == axis}
+        if cell not in known:
+            raise unknown_name(f"{axis} cell", cell, known)
 
     def rows(self) -> list[registry.Row]:
         """Lists the rows of the ranking table that this run measures."""
@@ -59,15 +72,39 @@ def read_yaml(path: Path) -> Any:
         ParameterError: The file is missing, is not UTF-8, or is not YAML.
     """
     try:
-        return YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+        content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+        for text in _texts(content):
+            if _CONTROL.search(text):
+                raise ParameterError(f"{path} holds the text {shown(text)}: remove the control character")
     except FileNotFoundError as error:
-        raise ParameterError(f"{path} does not exist") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ParameterError(f"{path} cannot be read: {error}") from error
+        raise ParameterError(f"{path} does not exist: restore it, for example by `git checkout {path}`") from error
+    except UnicodeDecodeError as error:
+        raise ParameterError(
+            f"{path} is not UTF-8 (byte 0x{error.object[error.start]:02X} at {error.start}): save it as UTF-8"
+        ) from error
+    except OSError as error:
+        raise ParameterError(f"{path} cannot be read ({error.strerror}): make it a readable file") from error
+    except RecursionError as error:
+        raise ParameterError(f"{path} is nested too deeply, or refers to itself: write it out") from error
     except YAMLError as error:
         line = getattr(getattr(error, "problem_mark", None), "line", None)
         where = "" if line is None else f", line {line + 1}"
-        raise ParameterError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', error)})") from error
+        problem = str(getattr(error, "problem", error)).splitlines()[0]
+        raise ParameterError(f"{path}{where}: not valid YAML ({problem}): correct it there") from error
+    return content
+
+
+def _texts(content: Any) -> Iterator[str]:
+    """Every text and key of a YAML file's content."""
+    if isinstance(content, str):
+        yield content
+    elif isinstance(content, dict):
+        for key, value in content.items():
+            yield from _texts(key)
+            yield from _texts(value)
+    elif isinstance(content, list):
+        for value in content:
+            yield from _texts(value)
 
 
 def load(root: Path = Path()) -> Configuration:
@@ -95,43 +132,7 @@ def _validated(model: type[_Model], content: Any, source: Path) -> _Model:
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        raise ParameterError(_describe(model, error, source)) from None
-
-
-def _describe(model: type[BaseModel], error: ValidationError, source: Path) -> str:
-    """Turns pydantic's first complaint into one line."""
-    fault = error.errors()[0]
-    location = [str(part) for part in fault["loc"]]
-    key = ".".join(location) or "the file"
-    if fault["type"] == "extra_forbidden":
-        parent = ".".join(location[:-1])
-        siblings = _fields_at(model, location[:-1])
-        near = did_you_mean(location[-1], siblings).replace(
-            "did you mean '", f"did you mean '{parent}." if parent else "did you mean '"
-        )
-        return f"unknown parameter {key!r} in {source}; {near}known: {', '.join(siblings)}"
-    if fault["type"] == "missing":
-        return f"missing parameter {key!r} in {source}"
-    message = fault["msg"][0].lower() + fault["msg"][1:]
-    return f"parameter {key!r} in {source} is {fault['input']!r}: {message}"
-
-
-def _fields_at(model: type[BaseModel], location: list[str]) -> list[str]:
-    """Names of the fields of the block at a location, through optional blocks and mappings of blocks."""
-    current: Any = model
-    for part in location:
-        block = _block(current)
-        current = block.model_fields[part].annotation if block is not None else get_args(current)[-1]
-    block = _block(current)
-    return sorted(block.model_fields) if block is not None else []
-
-
-def _block(annotation: Any) -> type[BaseModel] | None:
-    """Returns the class of a block, also of an optional one; None for anything else, a mapping of blocks included."""
-    candidates = [annotation] if isinstance(annotation, type) else get_args(annotation)
-    if get_origin(annotation) is dict:
-        return None
-    return next((entry for entry in candidates if isinstance(entry, type) and issubclass(entry, BaseModel)), None)
+        raise ParameterError(described(model, error, f" in {source}")) from None
 
 
 def _check_names(parameters: Parameters, profile: Profile, profile_path: Path) -> None:
@@ -189,6 +190,14 @@ def _check_bases(parameters: Parameters) -> None:
 def _check_replicas(parameters: Parameters) -> None:
     """Checks that only cells of the run are replicated, and from other seeds than the run's."""
     replicas = parameters.replicas
+    for block, everything in (
+        ("architectures", [row.cell for row in registry.ARCHITECTURE_ROWS]),
+        ("methods", registry.method_keys()),
+        ("sizes", registry.SIZES),
+    ):
+        for name in getattr(replicas, block):
+            if name not in everything:
+                raise unknown_name(f"name in replicas.{block}", name, set(everything))
     if not replicas.seeds:
         return
     if parameters.seed in replicas.seeds or len(set(replicas.seeds)) != len(replicas.seeds):

@@ -4,8 +4,9 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from efficientllm.config.faults import described
 from efficientllm.config.schema import Section
-from efficientllm.errors import ParameterError, did_you_mean
+from efficientllm.errors import ParameterError
 
 _Options = TypeVar("_Options", bound=Section)
 
@@ -24,13 +25,4 @@ def checked_options(options: type[_Options], values: dict[str, Any], key: str) -
     try:
         return options.model_validate(values)
     except ValidationError as error:
-        fault = error.errors()[0]
-        name = ".".join(str(part) for part in fault["loc"])
-        known = sorted(options.model_fields)
-        if fault["type"] == "extra_forbidden":
-            hint = f"{did_you_mean(name, known)}known: {', '.join(known) or 'none'}"
-            raise ParameterError(f"unknown parameter '{key}.{name}'; {hint}") from None
-        if fault["type"] == "missing":
-            raise ParameterError(f"missing parameter '{key}.{name}'") from None
-        message = fault["msg"][0].lower() + fault["msg"][1:]
-        raise ParameterError(f"parameter '{key}.{name}' is {fault['input']!r}: {message}") from None
+        raise ParameterError(described(options, error, prefix=key)) from None

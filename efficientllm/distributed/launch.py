@@ -47,6 +47,25 @@ def process_count(settings: ParallelSettings) -> int:
     return settings.processes
 
 
+def check_shares(settings: ParallelSettings, training: TrainingSettings, block: str) -> None:
+    """Checks that the processes can share a batch.
+
+    Args:
+        settings: How many processes there are.
+        training: Supplies the batch.
+        block: Where the batch stands in the profile.
+
+    Raises:
+        ParameterError: The batch cannot be divided, or there are more processes than GPUs.
+    """
+    count = process_count(settings)
+    if training.batch_size % count:
+        raise ParameterError(
+            f"{block}.batch_size is {training.batch_size}, which {count} processes cannot share: change it or "
+            "parallel.processes"
+        )
+
+
 def train_in_parallel(
     profile: Profile, training: TrainingSettings, module: str, arguments: list[str], work: Callable[[], None]
 ) -> None:
@@ -74,11 +93,7 @@ def train_in_parallel(
     if count == 1:
         work()
         return
-    if training.batch_size % count:
-        raise ParameterError(
-            f"training.batch_size is {training.batch_size}, which {count} processes cannot share: change it or "
-            "parallel.processes"
-        )
+    check_shares(profile.parallel, training, "training")
     _launch(count, module, arguments)
 
 

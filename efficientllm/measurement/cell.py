@@ -10,15 +10,16 @@ import torch
 from efficientllm import metrics, paths, registry
 from efficientllm.bases.base import RANDOM, base_folder
 from efficientllm.config import Configuration
+from efficientllm.data.manifest import read_manifest
 from efficientllm.device import select_device
 from efficientllm.errors import CellFailure
 from efficientllm.evaluation.perplexity import WindowLosses
-from efficientllm.files import content_hash, file_hash, read_json
+from efficientllm.files import content_hash, file_hash
 from efficientllm.measurement import subjects
 from efficientllm.measurement.compression import compression_values
 from efficientllm.measurement.energy import EnergyMeter
 from efficientllm.measurement.findings import Findings
-from efficientllm.measurement.hardware import sensor_doubt
+from efficientllm.measurement.hardware import read_hardware, sensor_doubt
 from efficientllm.measurement.memory import MemoryMeter
 from efficientllm.measurement.nvml import NvmlDevice
 from efficientllm.measurement.protocol import check_exclusive, idle
@@ -45,7 +46,8 @@ def measure_cell(configuration: Configuration, axis: registry.Axis, cell: str) -
     """
     artifact = paths.artifact(axis, cell)
     technique, size = subjects.identity(configuration, axis, cell)
-    hardware = read_json(paths.HARDWARE)
+    hardware = read_hardware(paths.HARDWARE)
+    read_manifest(paths.DATA)  # the evaluation needs it, but comes last
     origin = provenance(
         seed=configuration.parameters.seed,
         profile=configuration.parameters.profile,

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from efficientllm.errors import MeasurementError
+from efficientllm.errors import MeasurementError, ParameterError, did_you_mean
 from efficientllm.measurement.nvml import NvmlDevice
 from efficientllm.records import Source
 
@@ -211,20 +211,35 @@ class RunningEnergy:
         self._reading = EnergyReading()
 
 
+def check_country(country_iso_code: str) -> None:
+    """Checks that CodeCarbon knows a country's grid; it would silently take the world's mean.
+
+    Raises:
+        ParameterError: CodeCarbon has no data for the country.
+    """
+    from codecarbon.input import DataSource
+
+    if country_iso_code not in (known := DataSource().get_global_energy_mix_data()):
+        near = did_you_mean(country_iso_code, known)
+        raise ParameterError(
+            f"parameter 'measure.country_iso_code' is {country_iso_code!r}, for which CodeCarbon has no grid data; {near}"
+            "any three-letter code of ISO 3166 that its data holds will do, such as USA, DEU, FRA or CHN"
+        )
+
+
 def carbon_dioxide_grams(joules: float, country_iso_code: str) -> float:
     """Converts energy to grams of CO2-equivalent by CodeCarbon's own offline data for a country's grid.
 
     Raises:
-        MeasurementError: CodeCarbon has no data for the country.
+        ParameterError: CodeCarbon has no data for the country.
     """
     from codecarbon.core.emissions import Emissions
     from codecarbon.core.units import Energy
     from codecarbon.external.geography import GeoMetadata
     from codecarbon.input import DataSource
 
+    check_country(country_iso_code)
     data = DataSource()
-    if country_iso_code not in data.get_global_energy_mix_data():  # CodeCarbon would silently take the world's mean
-        raise MeasurementError(f"CodeCarbon has no grid data for measure.country_iso_code {country_iso_code!r}")
     kilograms = Emissions(data).get_country_emissions(
         Energy.from_energy(kWh=joules / JOULES_PER_KWH), GeoMetadata(country_iso_code=country_iso_code)
     )
@@ -233,6 +248,9 @@ def carbon_dioxide_grams(joules: float, country_iso_code: str) -> float:
 
 def offline_tracker(country_iso_code: str, nvml: NvmlDevice | None = None) -> Any:
     """Builds a CodeCarbon tracker without network, files or messages.
+
+    Everything that would send, or change a figure, is given here: CodeCarbon takes what is not from the environment or from
+    a .codecarbon.config in the home or working directory, where a `pue` of 2 doubles all joules without a word.
 
     Args:
         country_iso_code: Three-letter code of the grid.
@@ -243,11 +261,17 @@ def offline_tracker(country_iso_code: str, nvml: NvmlDevice | None = None) -> An
     logging.getLogger("codecarbon").setLevel(logging.CRITICAL)  # it speaks before it reads its own log_level
     return OfflineEmissionsTracker(
         country_iso_code=country_iso_code,
-        save_to_file=False,
+        output_methods=[],
         allow_multiple_runs=True,
         log_level="critical",
         measure_power_secs=0.5,
         tracking_mode="machine",
+        pue=1.0,
+        force_cpu_power=None,
+        force_ram_power=None,
+        force_mode_cpu_load=False,
+        rapl_include_dram=False,
+        rapl_prefer_psys=False,
         **({} if nvml is None else {"gpu_ids": [nvml.index()]}),
     )
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from efficientllm.device import allowed_cores
-from efficientllm.files import write_json
+from efficientllm.errors import ArtifactError
+from efficientllm.files import read_json, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -46,6 +47,19 @@ def probe() -> dict[str, Any]:
 def write_hardware(path: Path, hardware: dict[str, Any]) -> None:
     """Writes the description as strict JSON."""
     write_json(path, hardware)
+
+
+def read_hardware(path: Path) -> dict[str, Any]:
+    """Reads a description that `probe` made.
+
+    Raises:
+        ArtifactError: The file is missing or damaged.
+    """
+    hardware = read_json(path)
+    parts = {"cpu": dict, "gpus": list, "software": dict, "system": dict}
+    if not isinstance(hardware, dict) or not all(isinstance(hardware.get(key), kind) for key, kind in parts.items()):
+        raise ArtifactError(f"{path} describes no machine: run `dvc repro -f -s probe`")
+    return hardware
 
 
 def describe(hardware: dict[str, Any]) -> list[str]:

@@ -58,7 +58,8 @@ def decoder_config(
     """
     if shape.vocabulary_size is not None and shape.vocabulary_size < vocabulary_size:
         raise ParameterError(
-            f"vocabulary_size of the size is {shape.vocabulary_size}, but the tokenizer has {vocabulary_size} entries"
+            f"vocabulary_size of the size is {shape.vocabulary_size}, but the tokenizer has {vocabulary_size} entries: "
+            "raise it, or lower data.tokenizer.train_vocabulary_size"
         )
     sizes: dict[str, Any] = {**shape.model_dump(), "vocabulary_size": shape.vocabulary_size or vocabulary_size}
     tied = shape.tie_embeddings if settings.tie_embeddings is None else settings.tie_embeddings

@@ -54,6 +54,7 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocabulary_size, config.hidden_size)
         self.position: Position = component("position", config.position)(config)
         self.layers = nn.ModuleList(block_class(config, layer) for layer in range(config.layers))
+        self.position.check_width(self._mixer.rotary_dim)
         self.norm = block_class.final_norm(config)
         self.lm_head = None
         if not config.tie_embeddings:

@@ -195,6 +195,14 @@ class Position(Component):
 
     kind = "position"
 
+    def check_width(self, rotary_dim: int) -> None:
+        """Makes sure that a mixer has queries and keys of a width that can be marked.
+
+        Raises:
+            ParameterError: It has not.
+        """
+        del rotary_dim
+
     def embed(self, hidden_btc: torch.Tensor, span: Span) -> torch.Tensor:
         """Marks the embeddings."""
         del span

@@ -75,7 +75,7 @@ def read_config(folder: Path) -> DecoderConfig:
     path = folder / CONFIG_FILE
     content = read_json(path)
     if not isinstance(content, dict) or content.get("model_type") != MODEL_TYPE:
-        raise ArtifactError(f"{path} does not describe a model of EfficientLLM (model_type {MODEL_TYPE!r})")
+        raise ArtifactError(f"{path} does not describe a model of EfficientLLM (model_type {MODEL_TYPE!r}): {_REMEDY}")
     if content.get("quantization_config") is not None:
         raise ArtifactError(f"{path} describes a quantized model: load it with {ARCHITECTURE}.from_pretrained")
     # Transformers adds fields of its own; those are not ours to judge

@@ -8,7 +8,7 @@ from efficientllm import paths, registry
 from efficientllm.config import Configuration
 from efficientllm.data.manifest import read_manifest
 from efficientllm.errors import ArtifactError
-from efficientllm.files import read_json
+from efficientllm.measurement.hardware import read_hardware
 from efficientllm.ranking.replicas import read_run
 from efficientllm.ranking.results import (
     RANKING_FILE,
@@ -71,9 +71,7 @@ def collect(configuration: Configuration, root: Path = Path()) -> Evidence:
     ranking = rank(results)
     for name, expected in ((RESULTS_FILE, to_csv(results, Result)), (RANKING_FILE, to_csv(ranking, Ranked))):
         _check_table(root / paths.RESULTS / name, expected)
-    hardware = read_json(root / paths.HARDWARE)
-    if not isinstance(hardware, dict):
-        raise ArtifactError(f"{paths.HARDWARE} is not a JSON object: run `dvc repro -f -s probe`")
+    hardware = read_hardware(root / paths.HARDWARE)
     curves: dict[tuple[str, str], Curve] = {}
     without: dict[tuple[str, str], str] = {}
     energy: dict[tuple[str, str], str] = {}

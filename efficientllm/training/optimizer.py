@@ -58,13 +58,17 @@ def build_optimizer(
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Bytes of what an optimizer keeps beside the weights; complete after its first step."""
-    return sum(
-        value.nbytes
+    """Bytes of what an optimizer keeps beside the weights; complete after its first step.
+
+    A tensor that several parameters share, as bitsandbytes' table of 8-bit numbers, counts once.
+    """
+    kept = {
+        id(value): value
         for state in optimizer.state.values()
         for value in state.values()
         if isinstance(value, torch.Tensor)
-    )
+    }
+    return sum(tensor.nbytes for tensor in kept.values())
 
 
 def learning_rate_at(step: int, peak: float, settings: TrainingSettings) -> float:

@@ -159,6 +159,17 @@ def test_a_gguf_file(run: Path) -> None:
     assert load_tokenizer(base_folder("small")).encode([text]) == load_tokenizer(run / "tokenizer").encode([text])
 
 
+def test_a_gguf_file_without_the_package(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vocabulary = tokenizer_folder(run / "tokenizer")
+    write_gguf(
+        run / "model.gguf", llama(vocabulary, tie_word_embeddings=True), load_tokenizer(run / "tokenizer").backend
+    )
+    monkeypatch.setattr("transformers.modeling_gguf_pytorch_utils.is_gguf_available", lambda *_: False)
+    with pytest.raises(ParameterError, match=r"model.gguf needs a package more .*pip install -e '.\[gguf\]'") as caught:
+        make_base(configuration(run / "model.gguf"), "small")
+    assert "\n" not in str(caught.value)
+
+
 def write_gguf(path: Path, model: Any, backend: Any) -> None:
     """Writes a Llama as llama.cpp's converter does, with rotary halves interleaved."""
     gguf = pytest.importorskip("gguf")

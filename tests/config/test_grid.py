@@ -23,7 +23,11 @@ def test_every_cell_of_every_profile_can_be_built(project: Path, profile: str) -
         ("pretrain.training.sequence_length", 512, "pretrain.training.sequence_length is 512, more than models."),
         ("tune.training.sequence_length", 4096, "tune.training.sequence_length is 4096, more than models.small"),
         ("measure.serving_output_length", 4096, "serving_output_length is 4128, more than models.small.context_length"),
-        ("tune.methods.lora.rnk", 3, "unknown parameter 'tune.methods.lora.rnk'; did you mean 'rank'?"),
+        (
+            "tune.methods.lora.rnk",
+            3,
+            "unknown parameter 'tune.methods.lora.rnk'; did you mean 'tune.methods.lora.rank'?",
+        ),
         ("tune.methods.freeze.trainable_layers", ..., "missing parameter 'tune.methods.freeze.trainable_layers'"),
         ("quantize.int4.quantization_type", "nf5", "parameter 'quantize.int4.quantization_type' is 'nf5'"),
         ("architectures.moe_small.feedforward.expert", 3, "expert"),
@@ -48,7 +52,7 @@ def test_the_users_own_files_are_hashed(project: Path, monkeypatch: pytest.Monke
     change(profile, "data.files", {"paths": ["*.txt"], "text_field": "text", "licence": "CC0"})
     change(profile, "data.task.source", "file")
     change(profile, "data.task.path", "task.jsonl")
-    with pytest.raises(ParameterError, match=r"'task\.jsonl', which the profile's block `data` names, is not a file"):
+    with pytest.raises(ParameterError, match=r"data\.task\.path names 'task\.jsonl', which is no file"):
         data_fingerprint(config.load(project))
     (project / "task.jsonl").write_text("{}")
     before = data_fingerprint(config.load(project))

@@ -66,6 +66,27 @@ def test_a_pattern_without_a_match_is_an_error_even_beside_one_that_matches(tmp_
         read_files(files(tmp_path / "a.txt", tmp_path / "*.md"))
 
 
+def test_links_may_lead_within_the_folder_into_dvcs_cache_and_where_a_name_without_wildcards_says(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    outside, cached = tmp_path / "outside.txt", tmp_path / ".dvc" / "cache" / "files" / "md5" / "ab"
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    cached.parent.mkdir(parents=True)
+    for path in (outside, cached, texts / "a.txt"):
+        path.write_text(path.name)
+    (texts / "b.txt").symlink_to(texts / "a.txt")
+    (texts / "c.txt").symlink_to(cached)
+    (tmp_path / "linked").symlink_to(texts)
+    assert len(read_files(files("texts/*.txt")).documents) == 3
+    assert len(read_files(files("linked/**/*.txt")).documents) == 3
+    (texts / "d.txt").symlink_to(outside)
+    with pytest.raises(DataError, match=r"texts/d\.txt is a link to .*outside\.txt, out of the pattern's folder"):
+        read_files(files("texts/*"))
+    assert len(read_files(files("texts/d.txt")).documents) == 1
+
+
 def test_parquet_without_the_column_or_with_a_null(tmp_path):
     parquet.write_table(pyarrow.table({"body": ["p"]}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match=r"no column 'text'.*body"):

@@ -4,24 +4,28 @@ import json
 import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from efficientllm.config.schema import ParallelSettings, Profile, TrainingSettings
+from efficientllm.config.schema import MethodSettings, ParallelSettings, Profile, TrainingSettings
 from efficientllm.data.packing import IGNORED
 from efficientllm.distributed import world
 from efficientllm.distributed.launch import train_in_parallel
 from efficientllm.errors import CellFailure
 from efficientllm.models.build import build_decoder
 from efficientllm.models.config import DecoderConfig
+from efficientllm.models.decoder import Decoder
+from efficientllm.models.weights import save_decoder
 from efficientllm.training.losses import token_losses
 from efficientllm.training.optimizer import parameter_groups
 from efficientllm.training.trainer import Batch, Trainer, TrainingTask
+from efficientllm.tuning.method import TunableModel, tuning_method
 from tests.models.conftest import FAMILIES, config_of
 
-ROWS = {**FAMILIES, "moe": {"feedforward": "moe"}, "frozen": {"mixer": "gqa"}}
+ROWS = {**FAMILIES, "moe": {"feedforward": "moe"}, "frozen": {"mixer": "gqa"}, "dora": {"mixer": "gqa"}}
 
 SETTINGS = TrainingSettings(
     sequence_length=16, batch_size=4, gradient_accumulation=2, steps=6, warmup_steps=2, final_learning_rate_fraction=0.1,
@@ -47,14 +51,26 @@ def trainer(order: dict[str, Any]) -> Trainer:
     if order["family"] == "frozen":
         decoder.embed_tokens.requires_grad_(False)
         decoder.layers[0].requires_grad_(False)
+    model = adapted(decoder) if order["family"] == "dora" else TunableModel(decoder, decoder)
 
     def evaluate() -> float:
         inputs, labels = batch(1000)
-        return float(token_losses(decoder(inputs).logits, labels).sum() / (labels != IGNORED).sum())
+        return float(token_losses(model.decoder(inputs).logits, labels).sum() / (labels != IGNORED).sum())
 
-    task = TrainingTask(decoder, decoder, batch, evaluate, lambda: parameter_groups(decoder, SETTINGS), 1e-2)
+    task = TrainingTask(
+        model.module, model.decoder, batch, evaluate, lambda: parameter_groups(model.module, SETTINGS), 1e-2
+    )
     steps = SETTINGS.model_copy(update={"steps": order.get("steps", SETTINGS.steps)})
     return Trainer(task, steps, torch.device("cpu"))
+
+
+def adapted(decoder: Decoder) -> TunableModel:
+    """The decoder as a frozen base with DoRA, whose forward pass reads weights past the modules that hold them."""
+    dora, rates = tuning_method("dora"), {"small": 1e-2, "medium": 1e-2, "large": 1e-2}
+    settings = MethodSettings.model_validate({"learning_rate": rates, "rank": 2, "alpha": 4, "dropout": 0.0})
+    with tempfile.TemporaryDirectory() as folder:
+        save_decoder(Path(folder), decoder)
+        return dora.prepare(Path(folder), dora.options(settings))
 
 
 def run(order: dict[str, Any]) -> None:

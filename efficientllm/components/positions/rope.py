@@ -41,16 +41,20 @@ class RotaryPosition(Position):
         self._context_length = config.context_length
         self._tables: dict[int, PositionTable] = {}
 
-    def rotation(self, span: Span, rotary_dim: int, like: torch.Tensor) -> Rotation | None:
-        """Returns cosines and signed sines `[T, 1, D]`, or `[B, T, 1, D]` under padding.
+    def check_width(self, rotary_dim: int) -> None:
+        """Makes sure that the mixer has pairs to rotate.
 
         Raises:
             ParameterError: The mixer has nothing to rotate, or heads of odd width.
         """
         if rotary_dim == 0 or rotary_dim % 2:
             raise ParameterError(
-                f"position 'rope' needs heads of even width to rotate, and this mixer has {rotary_dim}"
+                f"position 'rope' needs heads of even width to rotate, and this mixer has {rotary_dim}: change hidden_size, "
+                "heads or the mixer's options"
             )
+
+    def rotation(self, span: Span, rotary_dim: int, like: torch.Tensor) -> Rotation | None:
+        """Returns cosines and signed sines `[T, 1, D]`, or `[B, T, 1, D]` under padding."""
         if rotary_dim not in self._tables:
             self._tables[rotary_dim] = PositionTable(_Angles(self.options, rotary_dim), self._context_length)
         cosine, signed_sine = self._tables[rotary_dim].rows(span, like).unsqueeze(-2).chunk(2, dim=-1)

@@ -1,17 +1,19 @@
 """Text from the user's own files: .txt and .md are one document each, .jsonl one per line, .parquet one per row."""
 
 import glob
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from efficientllm.config.schema import FilesSource
 from efficientllm.data.document import Corpus, Document, checked_document
-from efficientllm.errors import DataError
+from efficientllm.errors import DataError, shown
 
 _TEXT = (".txt", ".md")
 _PARQUET_ROWS = 1024
+_DVC_CACHE = Path(".dvc") / "cache"
 
 
 def read_files(settings: FilesSource) -> Corpus:
@@ -23,18 +25,48 @@ def read_files(settings: FilesSource) -> Corpus:
     Raises:
         DataError: A pattern matches nothing, or a file, line or row cannot be used; the message names it.
     """
+    files = matched_files(settings.paths)
+    documents = [document for path in files for document in _read(path, settings.text_field)]
+    return Corpus("files", settings.licence, None, documents, {"paths": settings.paths, "files": len(files)})
+
+
+def matched_files(patterns: Iterable[str]) -> list[Path]:
+    """Lists the files that the patterns match, in the order of their names.
+
+    A pattern may lead anywhere, for it is the user's own. What it matches may not: a link among somebody else's texts
+    could bring any file of this machine into the corpus. Links into DVC's cache are how DVC may keep a folder.
+
+    Raises:
+        DataError: A pattern matches nothing, or a link out of its folder; the message names it.
+    """
     files: set[Path] = set()
-    for pattern in settings.paths:
+    for pattern in patterns:
         matched = {Path(name) for name in glob.glob(pattern, recursive=True)}  # noqa: PTH207 - absolute patterns too
         matched = {path for path in matched if path.is_file()}
         if not matched:
             raise DataError(
-                f"data.files.paths: {pattern!r} matches no file (patterns are relative to {Path.cwd().name}/, "
-                "where dvc.yaml lies)"
+                f"data.files.paths: {shown(pattern)} matches no file (patterns are relative to the folder of dvc.yaml)"
             )
+        if glob.has_magic(pattern):
+            for path in sorted(matched):
+                _check_link(path, _fixed_part(pattern))
         files |= matched
-    documents = [document for path in sorted(files) for document in _read(path, settings.text_field)]
-    return Corpus("files", settings.licence, None, documents, {"paths": settings.paths, "files": len(files)})
+    return sorted(files)
+
+
+def _fixed_part(pattern: str) -> Path:
+    """The folder before a pattern's first wildcard."""
+    fixed = itertools.takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts)
+    return Path(*fixed).resolve()
+
+
+def _check_link(path: Path, folder: Path) -> None:
+    target = path.resolve()
+    if not any(target.is_relative_to(allowed) for allowed in (folder, _DVC_CACHE.resolve())):
+        raise DataError(
+            f"data.files.paths: {path} is a link to {target}, out of the pattern's folder: copy what it leads to, or "
+            "name the link without a wildcard"
+        )
 
 
 def read_utf8(path: Path) -> str:
@@ -75,6 +107,8 @@ def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
             raise DataError(
                 f"{path}, line {number}: not JSON ({error.msg}, column {error.colno}); one object a line"
             ) from error
+        except RecursionError as error:
+            raise DataError(f"{path}, line {number}: nested too deeply; one object of texts a line") from error
         yield number, value
     if not found:
         raise DataError(f"{path} is empty: remove it, or leave it out of the paths")
@@ -114,10 +148,13 @@ def _read_parquet(path: Path, field: str) -> Iterator[Document]:
                     row += 1
                     yield _checked_value(value, f"{path}, row {row}", field)
     except (pyarrow.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path} is not a parquet file, or a damaged one ({error})") from error
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{path} is not a parquet file, or a damaged one ({reason}): write it anew") from error
 
 
 def _checked_value(value: object, where: str, field: str) -> Document:
     if not isinstance(value, str):
-        raise DataError(f"{where}: field {field!r} holds {type(value).__name__} instead of text")
+        raise DataError(
+            f"{where}: field {field!r} holds {type(value).__name__} instead of text: name the text's (data.files.text_field)"
+        )
     return checked_document(value, where)

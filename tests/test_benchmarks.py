@@ -1,0 +1,81 @@
+"""The benchmarks run: at tiny sizes on the CPU, where their figures mean nothing."""
+
+import csv
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+from kernel_times import kind_of
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def run(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: str) -> None:
+    monkeypatch.chdir(BENCHMARKS.parent)
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    runpy.run_path(str(BENCHMARKS / name), run_name="__main__")
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_training_throughput(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = ["dense_medium", "mla", "nsa", "learned", "moe_small", "mamba", "pythia", "rwkv", "relative"]
+    size = ("--shape", "tiny", "--sequence", "32", "--batch", "1", "--steps", "1", "--warmup", "1")
+    run(
+        monkeypatch, "training_throughput.py", *size, "--rows", ",".join(rows), "--checkpoint", "--profile",
+        "--csv", str(tmp_path / "rows.csv"),
+    )  # fmt: skip
+    found = table(tmp_path / "rows.csv")
+    assert [row["row"] for row in found] == ["Transformers Llama", *rows]
+    assert not any(row.get("failure") for row in found), capsys.readouterr().out
+    active = [int(row["active"]) for row in found if row["row"] not in ("Transformers Llama", "moe_small")]
+    assert max(active) / min(active) < 1.02, "compared rows have the same number of active parameters"
+    assert "activations: recomputed" in found[1]["kernels"]
+
+
+def test_serving(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    size = ("--shape", "tiny", "--batches", "1", "--prompt", "8", "--output", "4", "--seconds", "0", "--repeats", "1")
+    run(
+        monkeypatch,
+        "serving.py",
+        *size,
+        "--precisions",
+        "bfloat16,int4",
+        "--traceback",
+        "--out",
+        str(tmp_path / "s.csv"),
+    )
+    found = table(tmp_path / "s.csv")
+    assert [(row["precision"], row["engine"]) for row in found] == [
+        (precision, engine) for precision in ("bfloat16", "int4") for engine in ("ours", "static", "generate")
+    ]
+    assert all(float(row["tokens_per_second"]) > 0 for row in found)
+
+
+def test_tuning_throughput(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    size = ("--shape", "tiny", "--batch", "1", "--sequence", "16", "--seconds", "0", "--warmup", "1")
+    run(monkeypatch, "tuning_throughput.py", *size, "--traceback", "--csv", str(tmp_path / "t.csv"))
+    found = table(tmp_path / "t.csv")
+    assert len(found) == 8, "the baseline and seven methods"
+    assert all(float(row["samples_per_second"]) > 0 for row in found)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("cudnn_generated_fort_native_sdpa_sm90_flash_bprop_wgmma_f16", "attention"),
+        ("nvjet_sm90_tst_256x128_64x4_1x2_h_bz_coopA_TNT", "matrix products"),
+        ("_selected_key_gradient", "sparse attention"),
+        ("triton_poi_fused_mul_silu_2", "compiled elementwise"),
+        ("void at::native::multi_tensor_apply_kernel<FusedOptimizer>", "optimizer and clipping"),
+        ("void something_else", "other"),
+    ],
+)
+def test_kernels_by_kind(name: str, kind: str) -> None:
+    assert kind_of(name) == kind
