@@ -8,6 +8,7 @@ from efficientllm import paths, registry
 from efficientllm.config import Configuration
 from efficientllm.data.manifest import read_manifest
 from efficientllm.errors import ArtifactError
+from efficientllm.files import read_json
 from efficientllm.measurement.hardware import read_hardware
 from efficientllm.ranking.replicas import read_run
 from efficientllm.ranking.results import (
@@ -84,7 +85,7 @@ def collect(configuration: Configuration, root: Path = Path()) -> Evidence:
             without[axis, cell] = f"failed: {reason}"
         elif (folder / CURVE_FILE).exists():
             curves[axis, cell] = read_curve(folder / CURVE_FILE)
-            energy[axis, cell] = str(read_json(folder / RUN_FILE)["hardware"]["energy_source"])
+            energy[axis, cell] = _energy_source(folder / RUN_FILE)
         else:
             without[axis, cell] = "this run left no telemetry: nothing was trained"
     chosen = configuration.parameters
@@ -92,6 +93,16 @@ def collect(configuration: Configuration, root: Path = Path()) -> Evidence:
         rows, records, results, ranking, hardware, read_manifest(root / paths.DATA), curves, without, energy,
         chosen.profile, chosen.method,
     )  # fmt: skip
+
+
+def _energy_source(path: Path) -> str:
+    """Says whether the joules of a training run were measured or modelled."""
+    try:
+        return str(read_json(path)["hardware"]["energy_source"])
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"{path} does not say where its energy comes from: delete its folder and run `dvc repro`"
+        ) from error
 
 
 def _check_table(path: Path, expected: str) -> None:

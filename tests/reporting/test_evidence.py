@@ -46,3 +46,11 @@ def test_curves_may_be_absent_with_a_reason(tmp_path: Path) -> None:
         ("tune", "lora-small"): "failed: the loss diverged",
     }
     assert "LoRA (small model): failed: the loss diverged" in re.sub(r"\s+", " ", render(found))
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"hardware": null}'])
+def test_telemetry_that_does_not_name_its_energy_is_refused(tmp_path: Path, content) -> None:
+    configuration = factories.make_run(tmp_path)
+    (tmp_path / paths.telemetry("pretrain", "mqa") / "run.json").write_text(content)
+    with pytest.raises(ArtifactError, match="does not say where its energy comes from"):
+        collect(configuration, tmp_path)
