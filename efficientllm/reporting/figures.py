@@ -76,7 +76,7 @@ def bars(
         values: Normalized values; None where there is none.
         tiers: Tiers of their ranks.
     """
-    left, length, step, top = 108.0, 92.0, 19.0, 22.0
+    left, length, step, top = 124.0, 84.0, 19.0, 22.0
     height = top + step * len(labels) + 2
     canvas = Canvas(left + length + 36, height)
     canvas.text(2, height - 13, heading, weight="bold", size=FONT + 1)
@@ -84,7 +84,7 @@ def bars(
     canvas.segments([((left, base), (left, height - top))], MUTED, 0.8)
     for row, (label, value, tier) in enumerate(zip(labels, values, tiers, strict=True)):
         at = height - top - step * (row + 1)
-        canvas.text(left - 6, at + 5.5, clipped(label, 17), align="right")
+        canvas.text(left - 6, at + 5.5, clipped(label, 19), align="right")
         if value is None:
             canvas.text(left + 5, at + 5.5, DASH, color=MUTED)
             continue

@@ -51,6 +51,7 @@ def render(evidence: Evidence, sets: Sequence[ResultSet] = ()) -> str:
     style, script = _asset("style.css"), _asset("report.js")
     missing = gaps.Gaps(evidence)
     cards = summary.answers(evidence)
+    quality = appendix.quality_tables(evidence)
     context = {
         "version": __version__,
         "style": Markup(style),
@@ -78,7 +79,10 @@ def render(evidence: Evidence, sets: Sequence[ResultSet] = ()) -> str:
         "stability_finding": certainty.stability_finding(evidence),
         "draws": DRAWS,
         "comparison": comparison.compare(evidence, sets),
-        "quality": appendix.quality_tables(evidence),
+        "quality": quality,
+        "unlearned": sum(row.beats is False for table in quality for row in table.rows),
+        "compared": sum(row.beats is not None for table in quality for row in table.rows),
+        "profile": evidence.profile,
         "methods": appendix.metric_methods(evidence),
         "reproductions": appendix.reproductions(evidence),
         "provenance": appendix.provenance(evidence),

@@ -159,3 +159,24 @@ def test_result_sets_side_by_side(evidence, tmp_path) -> None:
 
     text = Page(render(evidence, sets)).section("comparison")
     assert found.findings[0] in text and "×2.00, worse" in text  # noqa: RUF001
+
+
+def test_models_that_learned_nothing_and_the_smoke_profile_are_announced(evidence, page) -> None:
+    head = page.text(page.all("header")[0])
+    limits = {
+        ("pretrain", "perplexity"): 66.04, ("pretrain", "bits_per_byte"): 1.67,
+        ("tune", "task_accuracy"): 19.0, ("quantize", "task_accuracy"): 19.0,
+    }  # fmt: skip
+    values = {
+        (result.axis, result.metric, result.cell): result.value
+        for result in evidence.results
+        if (result.axis, result.metric) in limits and result.value is not None
+    }
+    worse = sum(
+        value <= limits[axis, key] if key == "task_accuracy" else value >= limits[axis, key]
+        for (axis, key, _), value in values.items()
+    )
+    assert worse and f"{worse} of {len(values)} qualities" in head and "smoke" not in head
+    from efficientllm.reporting.page import render
+
+    assert "its figures mean nothing" in render(replace(evidence, profile="smoke"))
