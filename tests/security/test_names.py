@@ -58,7 +58,7 @@ HOSTILE = {
     "method": {"method": "x; touch injected"},
     "profile": {"profile": "x; touch injected"},
     "profile that leaves its folder": {"profile": "../../etc/passwd"},
-    "methods": {"methods": ["lora", "x; touch injected #/../lora"]},
+    "methods": {"methods": ["lora", "x; touch injected"]},
     "precisions": {"precisions": ["$(touch injected)"]},
     "sizes": {"sizes": ["`touch injected`"]},
     "architectures": {"architectures": {"x$(touch injected)": RUN}},
