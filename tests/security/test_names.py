@@ -107,7 +107,7 @@ ALONE = {
 
 
 @pytest.mark.parametrize(
-    "way", [["--single-item", "--keep-going"], ["--downstream", "--keep-going"]], ids=["-s", "--downstream"]
+    "way", [["--single-item", "--keep-going"], ["--downstream", "--keep-going"]], ids=["single", "downstream"]
 )
 @pytest.mark.parametrize("stage", ALONE)
 def test_a_stage_alone(project: Project, stage: str, way: list[str]) -> None:
