@@ -109,6 +109,7 @@ def tabulate(rows: Iterable[registry.Row], records: dict[tuple[str, str], Record
         for row in rows
         for entry in metrics.METRICS
         if row.axis in entry.measured_on
+        or (records[row.axis, row.cell].status == "failed" and row.axis in entry.derived_on)
         or entry.key in records[row.axis, row.cell].metrics
         or entry.key in records[row.axis, row.cell].missing
     ]

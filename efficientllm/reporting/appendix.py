@@ -2,15 +2,21 @@
 
 import base64
 import gzip
+import itertools
 import json
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from efficientllm import metrics, registry
 from efficientllm.ranking.results import Ranked, Result, to_csv
 from efficientllm.reporting.evidence import Evidence
+from efficientllm.reporting.flags import split_method
+from efficientllm.reporting.groups import axes_of, cell_labels
 from efficientllm.reporting.summary import flatten
-from efficientllm.reporting.tables import axes_of, cell_labels
-from efficientllm.reporting.text import estimate, number, span
+from efficientllm.reporting.text import DASH, estimate, number, span
+
+_NUMBERS = re.compile(r"(\d+(?:\.\d+)?)")
 
 
 @dataclass(frozen=True)
@@ -116,11 +122,29 @@ def metric_methods(evidence: Evidence) -> list[MetricMethod]:
         listed.append(
             MetricMethod(
                 entry, [registry.AXIS_LABELS[axis] for axis in entry.ranked_on], [registry.AXIS_LABELS[axis] for axis in entry.shown_on],
-                sorted({f"{result.method} ({result.source})" for result in own}),
+                merged(f"{split_method(result.method)[0]} ({result.source})" for result in own if result.method),
                 span(windows, "s") if windows else None, span(repeats) if repeats else None,
             )
         )  # fmt: skip
     return listed
+
+
+def merged(texts: Iterable[str]) -> list[str]:
+    """Joins texts that differ in their numbers only into one with the span of each, such as "8.2-9.6 GB/s"."""
+    alike: dict[tuple[str, ...], list[list[str]]] = {}
+    for text in sorted(set(texts)):
+        pieces = _NUMBERS.split(text)
+        alike.setdefault(tuple(pieces[::2]), []).append(pieces[1::2])
+    listed = []
+    for words, numbers in alike.items():
+        spans = [_ends(column) for column in zip(*numbers, strict=True)]
+        listed.append("".join(itertools.chain(*itertools.zip_longest(words, spans, fillvalue=""))))
+    return sorted(listed)
+
+
+def _ends(numbers: Sequence[str]) -> str:
+    ordered = sorted(set(numbers), key=float)
+    return ordered[0] if len(ordered) == 1 else f"{ordered[0]}{DASH}{ordered[-1]}"
 
 
 @dataclass(frozen=True)
@@ -195,21 +219,23 @@ class Download:
 
 
 def downloads(evidence: Evidence) -> list[Download]:
-    """Packs the tidy tables and all records into data: URIs; the records compressed, which makes them a tenth."""
+    """Packs the tidy tables and all records into data: URIs; compressed, which makes them a tenth."""
     records = [record.model_dump(mode="json") for record in evidence.records.values()]
     packed = json.dumps(records, ensure_ascii=False, sort_keys=True, indent=1, allow_nan=False)
     listed = (
-        ("results.csv", "text/csv;charset=utf-8",
-         "one line per row and metric: value, unit, interval, repeats, method, or the reason for its absence",
-         to_csv(evidence.results, Result).encode()),
-        ("ranking.csv", "text/csv;charset=utf-8",
-         "one line per row and ranked metric: value, normalized value, rank, ties, tier",
-         to_csv(evidence.ranking, Ranked).encode()),
-        # without a time stamp, so that the same records give the same bytes
-        ("records.json.gz", "application/gzip", "every record in full: repeats, provenance, further information",
-         gzip.compress(packed.encode(), mtime=0)),
+        ("results.csv", "one line per row and metric: value, unit, interval, repeats, method, or the reason for its absence",
+         to_csv(evidence.results, Result)),
+        ("ranking.csv", "one line per row and ranked metric: value, normalized value, rank, stability, ties, tier",
+         to_csv(evidence.ranking, Ranked)),
+        ("records.json", "every record in full: repeats, provenance, serving curves, further information", packed),
     )  # fmt: skip
     return [
-        Download(name, description, len(content), f"data:{kind};base64,{base64.b64encode(content).decode()}")
-        for name, kind, description, content in listed
+        Download(name, description, len(content.encode()), _compressed(content))
+        for name, description, content in listed
     ]
+
+
+def _compressed(content: str) -> str:
+    # without a time stamp, so that the same content gives the same bytes
+    packed = gzip.compress(content.encode(), mtime=0)
+    return f"data:application/gzip;base64,{base64.b64encode(packed).decode()}"

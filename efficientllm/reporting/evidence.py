@@ -8,6 +8,7 @@ from efficientllm import paths, registry
 from efficientllm.config import Configuration
 from efficientllm.data.manifest import read_manifest
 from efficientllm.errors import ArtifactError
+from efficientllm.files import read_json
 from efficientllm.measurement.hardware import read_hardware
 from efficientllm.ranking.replicas import read_run
 from efficientllm.ranking.results import (
@@ -21,7 +22,7 @@ from efficientllm.ranking.results import (
 )
 from efficientllm.records import Record
 from efficientllm.stage import failure
-from efficientllm.telemetry import CURVE_FILE, Curve, read_curve
+from efficientllm.telemetry import CURVE_FILE, RUN_FILE, Curve, read_curve
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Evidence:
         manifest: Content of the data's manifest.
         curves: Telemetry by axis and cell.
         without_curve: Why a training cell has no curve, by axis and cell.
+        training_energy: Whether the joules of a training run were measured or modelled, by axis and cell.
         profile: Name of the profile.
         method: The tuning method whose model was quantized.
     """
@@ -49,6 +51,7 @@ class Evidence:
     manifest: dict[str, Any]
     curves: dict[tuple[str, str], Curve]
     without_curve: dict[tuple[str, str], str]
+    training_energy: dict[tuple[str, str], str]
     profile: str
     method: str
 
@@ -72,6 +75,7 @@ def collect(configuration: Configuration, root: Path = Path()) -> Evidence:
     hardware = read_hardware(root / paths.HARDWARE)
     curves: dict[tuple[str, str], Curve] = {}
     without: dict[tuple[str, str], str] = {}
+    energy: dict[tuple[str, str], str] = {}
     for axis, cell in records:
         if axis == "quantize":  # nothing is trained there
             continue
@@ -81,13 +85,24 @@ def collect(configuration: Configuration, root: Path = Path()) -> Evidence:
             without[axis, cell] = f"failed: {reason}"
         elif (folder / CURVE_FILE).exists():
             curves[axis, cell] = read_curve(folder / CURVE_FILE)
+            energy[axis, cell] = _energy_source(folder / RUN_FILE)
         else:
             without[axis, cell] = "this run left no telemetry: nothing was trained"
     chosen = configuration.parameters
     return Evidence(
-        rows, records, results, ranking, hardware, read_manifest(root / paths.DATA), curves, without,
+        rows, records, results, ranking, hardware, read_manifest(root / paths.DATA), curves, without, energy,
         chosen.profile, chosen.method,
     )  # fmt: skip
+
+
+def _energy_source(path: Path) -> str:
+    """Says whether the joules of a training run were measured or modelled."""
+    try:
+        return str(read_json(path)["hardware"]["energy_source"])
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"{path} does not say where its energy comes from: delete its folder and run `dvc repro`"
+        ) from error
 
 
 def _check_table(path: Path, expected: str) -> None:

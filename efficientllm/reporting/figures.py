@@ -1,207 +1,204 @@
-"""Figures as inline SVG whose colours are CSS variables, so that they follow the page's theme."""
+"""The report's figures: normalized bars, trade-offs with their Pareto front, and lines."""
 
-import io
-import re
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import matplotlib as mpl
-from markupsafe import Markup, escape
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from markupsafe import Markup
 
+from efficientllm.reporting.plot import FONT, MARKERS, Axis, Canvas, Plot, axis_over
+from efficientllm.reporting.svg import INK, MUTED, SERIES, TIER_COLORS
 from efficientllm.reporting.text import DASH
-from efficientllm.telemetry import Curve
 
-# matplotlib draws in placeholder colours, which become the page's variables
-_INK, _MUTED, _RULE = "#010101", "#010102", "#010103"
-_TIERS = {"high": "#010104", "medium": "#010105", "low": "#010106", None: "#010107"}
-_SERIES = ("#010111", "#010112", "#010113", "#010114", "#010115", "#010116", "#010117")
-_VARIABLES = {
-    _INK: "currentColor", _MUTED: "var(--muted)", _RULE: "var(--rule)", _TIERS["high"]: "var(--bar-high)",
-    _TIERS["medium"]: "var(--bar-medium)", _TIERS["low"]: "var(--bar-low)", _TIERS[None]: "var(--bar-none)",
-    **{color: f"var(--series-{position})" for position, color in enumerate(_SERIES, start=1)},
-}  # fmt: skip
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_POINTS = 100
-_STYLE = {
-    "svg.fonttype": "none", "svg.hashsalt": "efficientllm", "font.family": "sans-serif", "font.size": 9.0,
-    "text.color": _INK, "axes.labelcolor": _MUTED, "axes.edgecolor": _RULE, "xtick.color": _MUTED,
-    "ytick.color": _INK, "axes.facecolor": "none", "figure.facecolor": "none", "savefig.facecolor": "none",
-    "axes.spines.top": False, "axes.spines.right": False, "text.parse_math": False, "path.simplify": True,
-}  # fmt: skip
+PANEL = (340.0, 236.0)
+"""Width and height of a plot in points."""
+
+# the markers of `MARKERS` as outlines in a box of -6 to 6
+_OUTLINES = (
+    "M0-4A4 4 0 1 0 0 4A4 4 0 1 0 0-4z", "M-3.6-3.6H3.6V3.6H-3.6z", "M0-4.4L4.2 3.6H-4.2z", "M0-4.8L4.2 0L0 4.8L-4.2 0z",
+    "M0 4.4L4.2-3.6H-4.2z", "M-1.4-4.2H1.4V-1.4H4.2V1.4H1.4V4.2H-1.4V1.4H-4.2V-1.4H-1.4z",
+    "M-4-2L-2-4L0-2L2-4L4-2L2 0L4 2L2 4L0 2L-2 4L-4 2L-2 0z", "M-4.4 0L3.6-4.2V4.2z", "M4.4 0L-3.6-4.2V4.2z",
+)  # fmt: skip
+
+_Box = tuple[float, float, float, float]
+# where a name may stand: to the right, left or centre of its point, and how many lines above it; the best first
+_PLACES = (
+    (1, 0.0), (-1, 0.0), (0, 1.0), (0, -1.0), (1, 1.0), (1, -1.0), (-1, 1.0), (-1, -1.0),
+    (0, 2.1), (0, -2.1), (1, 2.0), (1, -2.0), (-1, 2.0), (-1, -2.0),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Bars:
-    """One panel of `normalized_bars`: a metric's normalized values and tiers, row by row."""
+class Point:
+    """A technique in a trade-off: its place, the ends of its intervals, and whether it is on the Pareto front."""
 
-    symbol: str
-    values: Sequence[float | None]
-    tiers: Sequence[str | None]
+    label: str
+    series: int
+    x: float
+    y: float
+    x_ends: tuple[float, float] | None
+    y_ends: tuple[float, float] | None
+    front: bool
 
 
 @dataclass(frozen=True)
-class Panel:
-    """One panel of `training_curves`: a group and its labelled runs."""
+class Line:
+    """A series of a plot: its points in order, and whether it is drawn thin, without markers."""
 
-    title: str
-    curves: Sequence[tuple[str, Curve]]
+    series: int
+    xs: Sequence[float]
+    ys: Sequence[float]
+    thin: bool = False
 
 
-def normalized_bars(key: str, title: str, description: str, labels: Sequence[str], panels: Sequence[Bars]) -> Markup:
-    """Draws one small bar chart per metric, side by side, with one bar per technique and its value printed.
+def swatch(series: int) -> Markup:
+    """Returns the marker of a series as a small `<svg>` for a legend."""
+    return Markup(
+        '<svg class="swatch" viewBox="-6 -6 12 12" aria-hidden="true"><path fill="var(--series-{})" d="{}"/></svg>'
+    ).format(series % len(SERIES) + 1, _OUTLINES[series % len(_OUTLINES)])
+
+
+def bars(
+    key: str,
+    title: str,
+    heading: str,
+    labels: Sequence[str],
+    values: Sequence[float | None],
+    tiers: Sequence[str | None],
+) -> Markup:
+    """Draws the normalized values of one metric, a bar per technique, each with its value printed.
 
     Args:
         key: Prefix of the ids; unique on the page.
         title: Accessible name.
-        description: Accessible description.
+        heading: Text above the bars.
         labels: Names of the techniques, top to bottom.
-        panels: One per metric, left to right.
-
-    Returns:
-        An `<svg>` element.
+        values: Normalized values; None where there is none.
+        tiers: Tiers of their ranks.
     """
-    left, panel_width, gap, top, bar = 104.0, 78.0, 12.0, 24.0, 19.0
-    width = left + len(panels) * (panel_width + gap)
-    height = top + len(labels) * bar + 6
-    with mpl.rc_context(_STYLE):  # type: ignore[arg-type]
-        figure = Figure(figsize=(width / 72, height / 72))
-        for position, panel in enumerate(panels):
-            axes = figure.add_axes(
-                ((left + position * (panel_width + gap)) / width, 6 / height, panel_width / width,
-                 len(labels) * bar / height)
-            )  # fmt: skip
-            _bar_panel(axes, panel, labels if position == 0 else None)
-        return _inline(figure, key, title, description)
+    left, length, step, top = 124.0, 84.0, 19.0, 22.0
+    height = top + step * len(labels) + 2
+    canvas = Canvas(left + length + 36, height)
+    canvas.text(2, height - 13, heading, weight="bold", size=FONT + 1)
+    base = height - top - step * len(labels)
+    canvas.segments([((left, base), (left, height - top))], MUTED, 0.8)
+    for row, (label, value, tier) in enumerate(zip(labels, values, tiers, strict=True)):
+        at = height - top - step * (row + 1)
+        canvas.text(left - 6, at + 5.5, clipped(label, 19), align="right")
+        if value is None:
+            canvas.text(left + 5, at + 5.5, DASH, color=MUTED)
+            continue
+        canvas.bar(left, at + 3.5, length * value, step - 7, TIER_COLORS[tier])
+        canvas.text(left + length * value + 5, at + 5.5, f"{value:.2f}")
+    return canvas.svg(key, title, "Bars from 0.1, the worst of the group, to 1.0, the best.")
 
 
-def _bar_panel(axes: Axes, panel: Bars, labels: Sequence[str] | None) -> None:
-    rows = range(len(panel.values))
-    axes.set_xlim(0, 1.36)
-    axes.set_ylim(len(panel.values) - 0.5, -0.5)
-    for row, value, tier in zip(rows, panel.values, panel.tiers, strict=True):
-        if value is not None:
-            axes.barh(row, value, height=0.62, color=_TIERS[tier])
-        axes.text(
-            0.05 if value is None else value + 0.05, row, DASH if value is None else f"{value:.2f}", va="center",
-            color=_MUTED if value is None else _INK,
-        )  # fmt: skip
-    axes.set_title(panel.symbol, loc="left", fontsize=9.5, pad=5, fontweight="bold")
-    axes.set_xticks([])
-    axes.set_yticks(list(rows), list(labels) if labels is not None else [""] * len(panel.values))
-    axes.tick_params(length=0)
-    axes.spines["bottom"].set_visible(False)
-
-
-def training_curves(key: str, title: str, description: str, panels: Sequence[Panel]) -> Markup:
-    """Draws loss against training tokens: the training loss thin, the held-out loss with markers.
+def trade_off(
+    key: str, title: str, description: str, heading: str, x: Axis, y: Axis, points: Sequence[Point]
+) -> Markup:
+    """Draws techniques in two metrics, both laid out so that up and left is better, with the front as a stepped line.
 
     Args:
         key: Prefix of the ids; unique on the page.
         title: Accessible name.
         description: Accessible description.
-        panels: One per group.
-
-    Returns:
-        An `<svg>` element.
+        heading: Text above the panel.
+        x: The costs' axis.
+        y: The quality's axis.
+        points: The techniques.
     """
-    columns = 3 if len(panels) == 3 else min(2, len(panels))
-    lines = -(-len(panels) // columns)
-    panel_width = 880.0 / max(2, columns)
-    width, height = panel_width * columns, 238.0 * lines
-    with mpl.rc_context(_STYLE):  # type: ignore[arg-type]
-        figure = Figure(figsize=(width / 72, height / 72))
-        for position, panel in enumerate(panels):
-            column, line = position % columns, position // columns
-            axes = figure.add_axes(
-                (
-                    (column * panel_width + 44) / width,
-                    1 - (line * 238 + 196) / height,
-                    (panel_width - 62) / width,
-                    168 / height,
-                )
-            )
-            _curve_panel(axes, panel)
-        return _inline(figure, key, title, description)
-
-
-def _curve_panel(axes: Axes, panel: Panel) -> None:
-    for position, (label, curve) in enumerate(panel.curves):
-        color, marker = _SERIES[position % len(_SERIES)], _MARKERS[position % len(_MARKERS)]
-        tokens, losses = thinned(curve.tokens, curve.loss)
-        axes.plot(tokens, losses, color=color, linewidth=0.9, alpha=0.55)
-        held_out = [
-            (at, loss) for at, loss in zip(curve.tokens, curve.validation_loss, strict=True) if loss is not None
-        ]
-        axes.plot(
-            [at for at, _ in held_out], [loss for _, loss in held_out], color=color, marker=marker, markersize=4.2,
-            linewidth=1.6, label=label, markeredgecolor=color,
+    plot = Plot(*PANEL, x, y, heading)
+    plot.canvas.text(plot.right, plot.top + 4, "\N{NORTH WEST ARROW} better", color=MUTED, align="right", size=FONT - 1)
+    taken = [(at_x - 6, at_y - 6, at_x + 6, at_y + 6) for point in points for at_x, at_y in [plot.at(point.x, point.y)]]
+    front = sorted((point for point in points if point.front), key=lambda point: point.x)
+    for before, after in itertools.pairwise(front):
+        corners = [(before.x, before.y), (after.x, before.y), (after.x, after.y)]
+        plot.line([x for x, _ in corners], [y for _, y in corners], MUTED, linewidth=1.1, linestyle=(0, (4, 3)))
+        taken += [_segment(plot, *ends) for ends in itertools.pairwise(corners)]
+    for point in points:
+        color = SERIES[point.series % len(SERIES)]
+        for spread, across in ((point.x_ends, True), (point.y_ends, False)):
+            if spread is not None:
+                xs, ys = (spread, (point.y, point.y)) if across else ((point.x, point.x), spread)
+                plot.line(xs, ys, color, linewidth=1.0, alpha=0.7)
+                taken.append(_segment(plot, (xs[0], ys[0]), (xs[1], ys[1])))
+        plot.line(
+            [point.x], [point.y], color, linestyle="none", marker=MARKERS[point.series % len(MARKERS)],
+            markersize=8.5 if point.front else 6.5, markerfacecolor=color if point.front else "none", markeredgewidth=1.4,
         )  # fmt: skip
-    axes.set_title(panel.title, loc="left", fontsize=10, fontweight="bold")
-    axes.set_xlabel("training tokens")
-    axes.set_ylabel("loss (nat/token)")
-    axes.grid(axis="y", color=_RULE, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.tick_params(length=0, labelcolor=_MUTED)
-    axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(5))
-    axes.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda tokens, _: _short(tokens)))
-    axes.legend(frameon=False, fontsize=8.5, loc="upper right", handlelength=1.6, labelspacing=0.25)
+    for point in sorted(points, key=lambda point: not point.front):
+        _label(plot, point, taken)
+    return plot.canvas.svg(key, title, description)
 
 
-def _short(tokens: float) -> str:
-    for size, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if tokens >= size:
-            return f"{tokens / size:g}{suffix}"
-    return f"{tokens:g}"
+def _segment(plot: Plot, one: tuple[float, float], other: tuple[float, float]) -> _Box:
+    """The box around a line between two points of a plot."""
+    (left, low), (right, high) = plot.at(*one), plot.at(*other)
+    return min(left, right) - 1, min(low, high) - 1, max(left, right) + 1, max(low, high) + 1
 
 
-def thinned(tokens: Sequence[float], losses: Sequence[float | None]) -> tuple[list[float], list[float]]:
-    """Averages neighbouring points of a long curve, so that the page stays small.
+def _label(plot: Plot, point: Point, taken: list[_Box]) -> None:
+    """Writes a point's name where it covers the least of what is already drawn."""
+    text, size = clipped(point.label, 20), FONT - 0.5
+    at_x, at_y = plot.at(point.x, point.y)
+    width, height = 0.58 * size * len(text), size
+    boxes = []
+    for right, up in _PLACES:
+        left = at_x + (9 if right > 0 else -9 - width if right < 0 else -width / 2)
+        bottom = at_y - height / 2 + up * (height + (2 if right else 3))
+        boxes.append((left, bottom, left + width, bottom + height))
+
+    def cost(box: _Box) -> float:
+        outside = max(0, plot.left + 2 - box[0]) + max(0, box[2] - PANEL[0] + 2)
+        outside += max(0, plot.bottom - box[1]) + max(0, box[3] - plot.top - 2)
+        return 100 * outside + sum(_overlap(box, other) for other in taken)
+
+    box = min(boxes, key=cost)
+    taken.append(box)
+    color, weight = (INK, "bold") if point.front else (MUTED, "normal")
+    plot.canvas.text(box[0], box[1] + 2, text, size=size, color=color, weight=weight)
+
+
+def _overlap(one: _Box, other: _Box) -> float:
+    across = min(one[2], other[2]) - max(one[0], other[0])
+    upright = min(one[3], other[3]) - max(one[1], other[1])
+    return across * upright if across > 0 and upright > 0 else 0.0
+
+
+def lines(key: str, title: str, description: str, heading: str, x: Axis, y: Axis, series: Sequence[Line]) -> Markup:
+    """Draws series over a common axis; the legend stands beside the figure, by `swatch`.
 
     Args:
-        tokens: Positions.
-        losses: Losses; None where none was logged.
-
-    Returns:
-        At most 100 positions and losses, each the mean of a run of equally many logged points.
+        key: Prefix of the ids; unique on the page.
+        title: Accessible name.
+        description: Accessible description.
+        heading: Text above the panel.
+        x: The horizontal axis.
+        y: The vertical axis.
+        series: The lines.
     """
-    logged = [(at, loss) for at, loss in zip(tokens, losses, strict=True) if loss is not None]
-    size = max(1, -(-len(logged) // _POINTS))
-    bins = [logged[start : start + size] for start in range(0, len(logged), size)]
-    return [sum(at for at, _ in points) / len(points) for points in bins], [
-        sum(loss for _, loss in points) / len(points) for points in bins
-    ]
+    plot = Plot(*PANEL, x, y, heading)
+    for line in series:
+        color = SERIES[line.series % len(SERIES)]
+        if line.thin:
+            plot.line(line.xs, line.ys, color, linewidth=0.9, alpha=0.5)
+        else:
+            plot.line(line.xs, line.ys, color, linewidth=1.5, marker=MARKERS[line.series % len(MARKERS)], markersize=5)
+    return plot.canvas.svg(key, title, description)
 
 
-def _inline(figure: Figure, key: str, title: str, description: str) -> Markup:
-    """Turns a figure into an SVG element with unique ids, an accessible name, and the page's colours and font."""
-    stream = io.StringIO()
-    nothing: dict[str, Any] = {"Date": None, "Creator": None, "Format": None, "Type": None}
-    figure.savefig(stream, format="svg", metadata=nothing)
-    svg = stream.getvalue()
-    svg = svg[svg.index("<svg") :]
-    # a <style> within an inline SVG would style the whole page; group ids serve nobody and would not be unique
-    for pattern in (r"<metadata>.*?</metadata>", r"<!--.*?-->", r"<style.*?</style>", r"<g id=\"[^\"]*\"/>"):
-        svg = re.sub(pattern, "", svg, flags=re.DOTALL)
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
-    for placeholder, variable in _VARIABLES.items():
-        svg = svg.replace(placeholder, variable)
-    svg = re.sub(r'\bid="', f'id="{key}-', svg)
-    svg = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{key}-", svg)
-    svg = re.sub(r"font-family: [^;]*; ", "", svg)
-    svg = re.sub(r' transform="rotate\(-0 [^"]*"', "", svg)
-    svg = re.sub(r'="[^"]*"', lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found.group()), svg)
-    svg = re.sub(r"\s*\n\s*", "\n", svg)
-    opening = re.match(r"<svg[^>]*>", svg)
-    box = re.search(r'viewBox="0 0 ([0-9.]+) [0-9.]+"', svg)
-    assert opening is not None and box is not None
-    width = float(box.group(1))
-    head = (
-        f'<svg viewBox="{box.group(0)[9:-1]}" role="img" aria-labelledby="{key}-title {key}-desc" '
-        f'style="width:{width * 4 / 3:.0f}px;min-width:{width:.0f}px" xmlns="http://www.w3.org/2000/svg" '
-        f'xmlns:xlink="http://www.w3.org/1999/xlink">'
-        f'<title id="{key}-title">{escape(title)}</title><desc id="{key}-desc">{escape(description)}</desc>'
-    )
-    return Markup(head + svg[opening.end() :].strip())
+def clipped(text: str, most: int) -> str:
+    """Shortens a long name for a drawing, where it cannot wrap; the table beside it has the whole name."""
+    return text if len(text) <= most else text[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def lines_axes(
+    x_label: str, y_label: str, series: Sequence[Line], *, log: bool = False, ticks: Sequence[float] = ()
+) -> tuple[Axis, Axis]:
+    """Lays out the axes of `lines` over everything in them."""
+    xs = [x for line in series for x in line.xs]
+    ys = [y for line in series for y in line.ys]
+    across = axis_over(x_label, xs, log=log, margin=0.03)
+    if ticks:
+        across = Axis(across.label, across.low, across.high, log=across.log, ticks=tuple(ticks))
+    return across, axis_over(y_label, ys, log=log)

@@ -1,19 +1,27 @@
 """The head of the report: the finding, the answers, the machine, and how much of it was measured."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from efficientllm import metrics, registry
 from efficientllm.ranking.rank import Estimate, ranks, ties
 from efficientllm.ranking.results import Result, reference_size
 from efficientllm.reporting.evidence import Evidence
-from efficientllm.reporting.tables import axes_of, scaled_estimate
-from efficientllm.reporting.text import column_scale, identifier, listing
+from efficientllm.reporting.flags import doubts
+from efficientllm.reporting.groups import axes_of
+from efficientllm.reporting.text import column_scale, identifier, listing, scaled_estimate
 
 _THROUGHPUT = {"pretrain": "training_throughput", "tune": "sample_throughput", "quantize": "inference_throughput"}
 _ENERGY = "energy_per_token"
 _MEMORY = "accelerator_memory_utilization"
+# quality as a share, from each axis' performance metric: perplexity, loss in nats, percent of right answers
+_SHARE: dict[str, Callable[[float], float]] = {
+    "pretrain": lambda perplexity: 1 / perplexity,
+    "tune": lambda loss: math.exp(-loss),
+    "quantize": lambda percent: percent / 100,
+}
 _VERBS = {
     "pretrain": "trains on the least energy per token",
     "tune": "tunes on the least",
@@ -25,7 +33,7 @@ _VERBS = {
 class Answer:
     """The best row of one question on one axis; `label` is None where nothing was measured.
 
-    `label` names every row that the cell serves, `short` the first of them only.
+    `label` names every row that the cell serves, `short` the first of them only; `of` is the number of cells compared.
     """
 
     question: str
@@ -36,9 +44,12 @@ class Answer:
     unit: str | None = None
     interval: str | None = None
     modelled: bool = False
+    doubtful: bool = False
+    noisy: bool = False
     tied_with: str = ""
     short: str = ""
     tied_with_short: str = ""
+    of: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,7 +63,7 @@ class Answers:
 
 
 def answers(evidence: Evidence) -> list[Answers]:
-    """Finds the best row of each axis in energy per token, speed, memory and quality.
+    """Finds the best row of each axis in energy per token, speed, memory, quality per joule and quality.
 
     Only cells of the reference size are compared, so that a smaller model is no answer to a question about techniques.
     """
@@ -64,37 +75,73 @@ def answers(evidence: Evidence) -> list[Answers]:
             ("Lowest energy per token", _ENERGY), ("Fastest", _THROUGHPUT[axis]), ("Smallest memory", _MEMORY),
             ("Best quality", metrics.PERFORMANCE[axis]),
         )  # fmt: skip
-        cards.append(
-            Answers(
-                axis, registry.AXIS_LABELS[axis], f"models of size {size}",
-                [_answer(question, key, chosen) for question, key in questions],
-            )
-        )  # fmt: skip
+        found = [
+            _answer(question, metrics.metric(key).symbol, [result for result in chosen if result.metric == key])
+            for question, key in questions
+        ]
+        found.insert(3, _answer("Best quality per joule", "Q/J", quality_per_joule(axis, chosen)))
+        cards.append(Answers(axis, registry.AXIS_LABELS[axis], f"models of size {size}", found))
     return cards
 
 
-def _answer(question: str, key: str, results: list[Result]) -> Answer:
-    entry = metrics.metric(key)
-    own = [result for result in results if result.metric == key and result.value is not None]
+def quality_per_joule(axis: str, results: list[Result]) -> list[Result]:
+    """Weighs the tokens per joule of each row by its quality: the probability of the right token, or the share of right answers.
+
+    The interval reaches from the worst quality at the highest energy to the best at the lowest, so it is too wide rather
+    than too narrow.
+
+    Args:
+        axis: The axis.
+        results: Results of its rows.
+
+    Returns:
+        One result per row that has both figures.
+    """
+    quality = {
+        (one.group, one.technique): one
+        for one in results
+        if one.metric == metrics.PERFORMANCE[axis] and one.value is not None
+    }
+    joined = []
+    for energy in results:
+        worth = quality.get((energy.group, energy.technique))
+        if energy.metric != _ENERGY or energy.value is None or worth is None or worth.value is None:
+            continue
+        ends = None
+        if None not in (energy.ci_low, energy.ci_high, worth.ci_low, worth.ci_high):
+            low, high = sorted(_SHARE[axis](end) for end in (worth.ci_low, worth.ci_high) if end is not None)
+            ends = (low / energy.ci_high, high / energy.ci_low) if energy.ci_low and energy.ci_high else None
+        joined.append(
+            replace(
+                energy, metric="quality_per_joule", value=_SHARE[axis](worth.value) / energy.value, unit="token/J",
+                direction="higher", ci_low=ends and ends[0], ci_high=ends and ends[1],
+            )
+        )  # fmt: skip
+    return joined
+
+
+def _answer(question: str, symbol: str, results: list[Result]) -> Answer:
+    own = [result for result in results if result.value is not None]
     if measured := [result for result in own if result.source == "measured"]:
         own = measured
     # one candidate per cell: several rows may share it
     candidates = list({result.cell: result for result in reversed(own)}.values())[::-1]
     if not candidates:
-        return Answer(question, entry.symbol)
+        return Answer(question, symbol)
     estimates = [
         Estimate(result.value, result.ci_low, result.ci_high) for result in candidates if result.value is not None
     ]
-    best = ranks([item.value for item in estimates], entry.direction).index(1)
+    best = ranks([item.value for item in estimates], candidates[0].direction).index(1)
     winner = candidates[best]
-    scale = column_scale((result.value for result in candidates), entry.unit)
+    scale = column_scale((result.value for result in candidates), winner.unit)
     value, interval = scaled_estimate(winner, scale)
     tied = [candidates[position] for position in ties(estimates)[best]]
     return Answer(
-        question, entry.symbol, _labels(results, winner),
+        question, symbol, _labels(results, winner),
         identifier("row", winner.axis, winner.group, winner.technique), value, scale.unit, interval,
-        winner.source == "modelled", listing(_labels(results, other) for other in tied),
-        winner.label, listing(other.label for other in tied),
+        winner.source == "modelled", bool(doubts(winner)), bool(winner.noisy),
+        listing(_labels(results, other) for other in tied), winner.label, listing(other.label for other in tied),
+        len(candidates),
     )  # fmt: skip
 
 
@@ -114,6 +161,7 @@ def finding(cards: Iterable[Answers]) -> str:
         scope = scope or card.scope
         tied = f", not distinguishable from {energy.tied_with_short}" if energy.tied_with else ""
         modelled = ", modelled" if energy.modelled else ""
+        modelled += ", doubtful" if energy.doubtful else ""
         parts.append(f"{energy.short} {_VERBS[card.axis]} ({energy.value} {energy.unit}{modelled}{tied})")
     if not parts:
         return "No energy per token could be established: each gap is listed with its reason below."
@@ -129,6 +177,8 @@ class Counts:
     measured: int
     modelled: int
     missing: int
+    noisy: int
+    doubtful: int
 
 
 def counts(evidence: Evidence) -> Counts:
@@ -140,6 +190,8 @@ def counts(evidence: Evidence) -> Counts:
         measured=sum(result.source == "measured" for result in distinct),
         modelled=sum(result.source == "modelled" for result in distinct),
         missing=sum(result.missing_reason is not None for result in distinct),
+        noisy=sum(bool(result.noisy) for result in distinct),
+        doubtful=sum(bool(doubts(result)) for result in distinct),
     )
 
 
@@ -154,7 +206,8 @@ def flatten(content: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(content, list):
         yield prefix, ", ".join(str(item) for item in content) or "none"
     else:
-        yield prefix, "not known" if content is None else str(content)
+        whole = isinstance(content, float) and content.is_integer()
+        yield prefix, "not known" if content is None else f"{content:.0f}" if whole else str(content)
 
 
 def revisions(evidence: Evidence) -> list[str]:

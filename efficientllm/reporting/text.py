@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import median
 
+from efficientllm.ranking.results import Result
+
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 DASH = "\N{EN DASH}"
 """Between the ends of a span, and in place of a value that is missing."""
@@ -70,6 +72,19 @@ def estimate(value: float, low: float | None = None, high: float | None = None) 
         digits = min(max(_DIGITS, needed), _MOST_DIGITS)
     decimals = _decimals(value, digits)
     return _with_decimals(value, decimals), f"{_with_decimals(low, decimals)}{DASH}{_with_decimals(high, decimals)}"
+
+
+def scaled_estimate(result: Result, scale: Scale) -> tuple[str, str | None]:
+    """Renders a result's value and interval in a column's unit.
+
+    Raises:
+        ValueError: The result has no value.
+    """
+    if result.value is None:
+        raise ValueError(f"{result.metric} of {result.cell} has no value")
+    low = None if result.ci_low is None else result.ci_low * scale.factor
+    high = None if result.ci_high is None else result.ci_high * scale.factor
+    return estimate(result.value * scale.factor, low, high)
 
 
 def _decimals(value: float, digits: int) -> int:

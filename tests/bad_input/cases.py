@@ -263,6 +263,7 @@ PROFILE_CASES = [
     in_profile("tune/methods/lora", GONE, "tune.methods.lora", "settings"),
     in_profile("tune/methods/lora/rnk", 3, "tune.methods.lora.rnk", "did you mean 'tune.methods.lora.rank'"),
     in_profile("tune/methods/lora/rank", 0, "tune.methods.lora.rank", "greater than or equal to 1"),
+    in_profile("tune/methods/lora/rank", 2**40, "tune.methods.lora.rank", "less than"),
     in_profile("tune/methods/lora/rank", GONE, "tune.methods.lora.rank", "add it"),
     in_profile("tune/methods/lora/dropout", 1.5, "tune.methods.lora.dropout", "less than"),
     in_profile("tune/methods/lora/learning_rate/small", -1.0, "learning_rate.small", "greater than 0"),

@@ -68,10 +68,11 @@ def outcome(case: Case, templates: dict[str | None, Path], folder: Path) -> tupl
     shutil.copytree(templates[case.needs], folder)
     main = importlib.import_module(f"stages.{case.stage}").main
     printed = io.StringIO()
-    with contextlib.chdir(folder), contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+    with contextlib.chdir(folder):
         case.spoil(folder)
-        try:
-            code = run_stage(lambda: main(list(case.arguments)))
-        except SystemExit as stop:  # argparse
-            code = int(str(stop.code))
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            try:
+                code = run_stage(lambda: main(list(case.arguments)))
+            except SystemExit as stop:  # argparse
+                code = int(str(stop.code))
     return code, printed.getvalue()

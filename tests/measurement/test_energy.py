@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from efficientllm.errors import MeasurementError
+from efficientllm.errors import MeasurementError, ParameterError
 from efficientllm.measurement import energy
 from efficientllm.measurement.energy import EnergyMeter, carbon_dioxide_grams
 
@@ -207,5 +207,5 @@ def test_carbon_follows_the_grid() -> None:
     america, france = (carbon_dioxide_grams(3.6e6, country) for country in ("USA", "FRA"))
     assert 0 < france < america
     assert carbon_dioxide_grams(7.2e6, "USA") == pytest.approx(2 * america)
-    with pytest.raises(MeasurementError, match=r"country_iso_code 'XYZ'"):
+    with pytest.raises(ParameterError, match=r"country_iso_code' is 'XYZ', for which CodeCarbon has no grid data"):
         carbon_dioxide_grams(1.0, "XYZ")

@@ -58,7 +58,7 @@ HOSTILE = {
     "method": {"method": "x; touch injected"},
     "profile": {"profile": "x; touch injected"},
     "profile that leaves its folder": {"profile": "../../etc/passwd"},
-    "methods": {"methods": ["lora", "x; touch injected #/../lora"]},
+    "methods": {"methods": ["lora", "x; touch injected"]},
     "precisions": {"precisions": ["$(touch injected)"]},
     "sizes": {"sizes": ["`touch injected`"]},
     "architectures": {"architectures": {"x$(touch injected)": RUN}},
@@ -107,7 +107,7 @@ ALONE = {
 
 
 @pytest.mark.parametrize(
-    "way", [["--single-item", "--keep-going"], ["--downstream", "--keep-going"]], ids=["-s", "--downstream"]
+    "way", [["--single-item", "--keep-going"], ["--downstream", "--keep-going"]], ids=["single", "downstream"]
 )
 @pytest.mark.parametrize("stage", ALONE)
 def test_a_stage_alone(project: Project, stage: str, way: list[str]) -> None:

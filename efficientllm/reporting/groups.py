@@ -1,0 +1,60 @@
+"""Rows by the group that they compete in, as every figure of the report needs them."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from efficientllm import registry
+from efficientllm.ranking.results import Ranked, Result
+from efficientllm.reporting.evidence import Evidence
+from efficientllm.reporting.text import identifier
+
+
+@dataclass(frozen=True)
+class Group:
+    """The rows of one group in the table's order, with their results and standings by technique and metric."""
+
+    axis: str
+    key: str
+    label: str
+    rows: list[registry.Row]
+    results: dict[tuple[str, str], Result]
+    standings: dict[tuple[str, str], Ranked]
+
+    @property
+    def title(self) -> str:
+        """Names axis and group."""
+        return f"{registry.AXIS_LABELS[self.axis]}: {self.label}"
+
+    def id(self, prefix: str) -> str:
+        """Builds an HTML id that no other group has."""
+        return identifier(prefix, self.axis, self.key)
+
+    def name(self, technique: str) -> str:
+        """Name of a technique on the page."""
+        return next(row.label for row in self.rows if row.technique == technique)
+
+
+def groups_of(evidence: Evidence) -> list[Group]:
+    """Lists the groups in the table's order."""
+    groups: dict[tuple[str, str], Group] = {}
+    for row in evidence.rows:
+        key = (row.axis, row.group)
+        groups.setdefault(key, Group(row.axis, row.group, row.group_label, [], {}, {})).rows.append(row)
+    for result in evidence.results:
+        groups[result.axis, result.group].results[result.technique, result.metric] = result
+    for line in evidence.ranking:
+        groups[line.axis, line.group].standings[line.technique, line.metric] = line
+    return list(groups.values())
+
+
+def cell_labels(rows: Iterable[registry.Row], axis: str, cell: str) -> str:
+    """Names all rows that a cell serves, such as "GQA / RoPE / Transformer", with the size where it has groups per size."""
+    serving = [row for row in rows if (row.axis, row.cell) == (axis, cell)]
+    suffix = f" ({serving[0].group_label.lower()})" if axis != "pretrain" else ""
+    return " / ".join(dict.fromkeys(row.label for row in serving)) + suffix
+
+
+def axes_of(rows: Iterable[registry.Row]) -> list[str]:
+    """Lists the axes that have rows, in the table's order."""
+    present = {row.axis for row in rows}
+    return [axis for axis in registry.AXES if axis in present]

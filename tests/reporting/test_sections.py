@@ -1,0 +1,182 @@
+"""What the sections say: that it follows from the evidence, and nothing else."""
+
+import re
+from dataclasses import replace
+
+import factories
+import pytest
+from markup import Page
+
+from efficientllm import metrics
+from efficientllm.ranking.compare import read_result_set
+from efficientllm.ranking.paper import paper_agreement
+from efficientllm.ranking.results import Result, to_csv
+from efficientllm.reporting import certainty, comparison, flags, serving, summary, tables, tradeoffs
+from efficientllm.reporting.appendix import merged
+from efficientllm.reporting.groups import groups_of
+from efficientllm.reporting.text import DASH
+
+
+def test_fronts_follow_from_the_figures(evidence) -> None:
+    for figure in tradeoffs.trade_offs(evidence):
+        group = figure.group
+        quality = metrics.metric(metrics.PERFORMANCE[group.axis])
+        for panel, cost in zip(figure.panels, tradeoffs.COSTS, strict=True):
+            both = {
+                row.label: (group.results[row.technique, quality.key].value, group.results[row.technique, cost].value)
+                for row in group.rows
+                if None
+                not in (group.results[row.technique, quality.key].value, group.results[row.technique, cost].value)
+            }
+            sign = 1 if quality.direction == "lower" else -1
+            points = {label: (sign * worth, price) for label, (worth, price) in both.items()}
+            front = [
+                label for label, own in points.items()
+                if not any(other != own and other[0] <= own[0] and other[1] <= own[1] for other in points.values())
+            ]  # fmt: skip
+            named = re.split(r", | and ", panel.finding.removeprefix("On the front: ").removesuffix("."))
+            assert named == front
+
+
+def test_quality_per_joule_is_right_tokens_per_joule(evidence) -> None:
+    results = [result for result in evidence.results if result.axis == "quantize" and result.size == "medium"]
+    by_key = {(result.technique, result.metric): result for result in results}
+    found = summary.quality_per_joule("quantize", results)
+    assert {result.technique for result in found} == {"bfloat16", "int4"}, "float16 failed"
+    for result in found:
+        accuracy, energy = (by_key[result.technique, key] for key in ("task_accuracy", "energy_per_token"))
+        assert result.value == pytest.approx(accuracy.value / 100 / energy.value)
+        assert result.ci_low < result.value < result.ci_high
+        assert result.ci_low == pytest.approx(accuracy.ci_low / 100 / energy.ci_high)
+        assert result.source == "modelled", "as its energy"
+
+
+def test_the_paper_stands_beside_ours(evidence, page) -> None:
+    listed = {table.group.key: table for table in certainty.paper_tables(evidence)}
+    attention = listed["attention"]
+    assert attention.names == ["MQA", "GQA", "MLA", "NSA"]
+    latency = attention.columns[[column.symbol for column in attention.columns].index("AL")]
+    assert [theirs for theirs, _ in latency.ranks] == [1, 2, 3, 4], "the paper's table"
+    agreement = next(one for one in paper_agreement(evidence.ranking) if (one.group, one.metric) == ("attention", "average_latency"))  # fmt: skip
+    assert latency.tau == f"{agreement.tau:.2f}".replace("-", "−")  # noqa: RUF001
+    text = page.section("paper")
+    for pair in agreement.disagreements:
+        names = [next(row.label for row in attention.group.rows if row.technique == technique) for technique in (pair.run_prefers, pair.paper_prefers)]  # fmt: skip
+        said = re.search(rf"{names[0]} \([\d.,]+\) before {names[1]} \([\d.,]+\)", text)
+        assert bool(said) != pair.tied or said, "a pair that is told apart is named with its figures"
+
+
+def test_remarks_tell_ties_from_clear_differences(evidence) -> None:
+    remarks = [remark for table in certainty.paper_tables(evidence) for remark in table.remarks]
+    assert any("can tell apart" in remark or "cannot be told apart" in remark for remark in remarks)
+    assert any("Beyond the intervals" in remark for remark in remarks)
+
+
+def test_stability_is_summed_up(evidence, page) -> None:
+    shares = [line.stability for line in evidence.ranking if line.stability is not None]
+    sentence = certainty.stability_finding(evidence)
+    assert (
+        f"Of {len(shares)} ranks" in sentence
+        and f"{sum(share < 0.5 for share in shares)} in fewer than half" in sentence
+    )
+    assert sentence in page.section("certainty")
+
+
+@pytest.mark.parametrize(("share", "text"), [(1.0, "100 %"), (0.999, "99.9 %"), (0.5, "50 %"), (0.0, "0 %"), (0.001, "0.1 %")])  # fmt: skip
+def test_nearly_always_is_not_always(share, text) -> None:
+    assert tables.percent(share) == text
+
+
+def test_doubts_are_visible_where_the_figure_is(evidence, page) -> None:
+    row = next(i for i in page.all("tr") if page.attributes(i).get("id") == "row-pretrain-attention-mqa")
+    assert page.text(row).count("doubtful") == 2
+    assert factories.DOUBT in page.section("certainty")
+    assert "2 doubtful" in page.text(page.all("header")[0])
+    listed = [flag for flag in flags.flags(evidence) if flag.kind == "doubtful"]
+    assert [(flag.labels, flag.metrics) for flag in listed] == [("MQA", "AL and EPT")]
+    assert "DOUBTFUL" not in page.section("method"), "a doubt is no method"
+
+
+def test_methods_that_differ_in_numbers_are_one() -> None:
+    texts = ["copy at 8.6 GB/s over 128 MiB", "copy at 10.2 GB/s over 128 MiB", "other"]
+    assert merged(texts) == [f"copy at 8.6{DASH}10.2 GB/s over 128 MiB", "other"]
+    assert merged([]) == []
+
+
+def test_serving_curves_and_points_that_could_not_be_measured(evidence, page) -> None:
+    figures = list(serving.serving_figures(evidence))
+    assert {figure.group.axis for figure in figures} == {"pretrain", "tune", "quantize"}
+    assert {figure.group.key for figure in figures if figure.group.axis == "tune"} == {"tune-medium"}
+    attention = figures[0]
+    assert len(attention.panels) == 6 and attention.energy == "modelled"
+    assert "longer than the model's context of 128" in page.section("serving")
+    failed = next(figure for figure in figures if figure.group.key == "moe")
+    assert "MoE medium x8" not in [label for _, label in failed.legend]
+
+
+def test_every_metric_is_explained_and_every_term_leads_there(page) -> None:
+    ids = {attributes["id"] for _, attributes, _ in page.elements if "id" in attributes}
+    assert {f"metric-{entry.key}" for entry in metrics.METRICS} <= ids
+    terms = [i for i in page.all("a") if page.attributes(i).get("class") == "term"]
+    assert len(terms) > 60
+    for index in terms:
+        assert page.attributes(index)["title"] and page.attributes(index)["href"][1:] in ids
+    text = page.section("method")
+    assert all(entry.description in text for entry in metrics.METRICS)
+
+
+def test_equal_weights_score_what_the_page_says(evidence, page) -> None:
+    for group in groups_of(evidence):
+        keys = [entry.key for entry in metrics.ranked_metrics(group.axis)]
+        for technique, score in tables.equal_weight_scores(group).items():
+            values = [group.standings[technique, key].normalized for key in keys]
+            if None not in values:
+                assert score == pytest.approx(sum(values) / len(values))
+                row = next(i for i in page.all("tr") if page.attributes(i).get("id") == f"row-{group.axis}-{group.key}-{technique}".replace("_", "-"))  # fmt: skip
+                assert page.text(row).endswith(f"{score:.2f}")
+            elif technique in ("moe_medium", "dora"):
+                assert score is None
+
+
+def test_result_sets_side_by_side(evidence, tmp_path) -> None:
+    def slower(result: Result) -> Result:
+        if result.metric != "average_latency" or result.value is None:
+            return result
+        return replace(result, value=result.value * 2, ci_low=result.ci_low * 2, ci_high=result.ci_high * 2)
+
+    for name, results in (("a", evidence.results), ("b", [slower(result) for result in evidence.results])):
+        (tmp_path / f"{name}.csv").write_text(to_csv(results, Result))
+    sets = [replace(read_result_set(str(tmp_path / f"{name}.csv")), name=name) for name in ("a", "b")]
+    assert comparison.compare(evidence, sets[:1]) is None
+    found = comparison.compare(evidence, sets)
+    latencies = sum(result.metric == "average_latency" and result.value is not None for result in evidence.results)
+    assert f"{latencies} worse" in found.findings[0] and "0 are better" in found.findings[0]
+    row = found.axes[0].groups[0][1][0]
+    position = [symbol for symbol, _ in found.axes[0].heads].index("AL")
+    assert row.sets[1][position].change == "×2.00, worse"  # noqa: RUF001
+    assert row.sets[1][0].change == "within the intervals"
+    from efficientllm.reporting.page import render
+
+    text = Page(render(evidence, sets)).section("comparison")
+    assert found.findings[0] in text and "×2.00, worse" in text  # noqa: RUF001
+
+
+def test_models_that_learned_nothing_and_the_smoke_profile_are_announced(evidence, page) -> None:
+    head = page.text(page.all("header")[0])
+    limits = {
+        ("pretrain", "perplexity"): 66.04, ("pretrain", "bits_per_byte"): 1.67,
+        ("tune", "task_accuracy"): 19.0, ("quantize", "task_accuracy"): 19.0,
+    }  # fmt: skip
+    values = {
+        (result.axis, result.metric, result.cell): result.value
+        for result in evidence.results
+        if (result.axis, result.metric) in limits and result.value is not None
+    }
+    worse = sum(
+        value <= limits[axis, key] if key == "task_accuracy" else value >= limits[axis, key]
+        for (axis, key, _), value in values.items()
+    )
+    assert worse and f"{worse} of {len(values)} qualities" in head and "smoke" not in head
+    from efficientllm.reporting.page import render
+
+    assert "its figures mean nothing" in render(replace(evidence, profile="smoke"))
