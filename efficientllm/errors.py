@@ -34,6 +34,13 @@ class CellFailure(EfficientLLMError):  # noqa: N818 - a result of the benchmark,
     """
 
 
+class Terminated(BaseException):
+    """SIGTERM, or the end of the terminal, has asked this process to end; like Ctrl-C no error, and no result of a cell.
+
+    The message says what has been kept; empty where there was nothing to keep.
+    """
+
+
 def did_you_mean(found: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """Returns "did you mean 'dora'? " for the nearest of the known names, or nothing where none is near.
 

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: atomic writes, strict JSON, content hashes."""
+"""Files that are either whole or absent: atomic writes, strict JSON, content hashes, checksums."""
 
 import contextlib
 import csv
@@ -15,6 +15,12 @@ from typing import Any
 
 from efficientllm.errors import ArtifactError
 
+CHECKSUMS_FILE = "checksums.json"
+_CHECKSUM = "sha256"
+_DAMAGED = "is damaged: run `efficientllm verify`, then `dvc repro`"
+"""DVC replaces a file that changed in the workspace, and believes one that changed in its cache."""
+_PARTIAL = ".partial"
+"""How the name of what is being written ends; git and DVC ignore such names."""
 # the last four are the full-width forms, which some spreadsheets read alike
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 _NEGATIVE = re.compile(r"-\d+(\.\d*)?([eE][-+]?\d+)?", re.ASCII)
@@ -28,7 +34,8 @@ def write_bytes(path: Path, content: bytes) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        _remove_leftovers(path)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PARTIAL)
     except OSError as error:
         raise ArtifactError(f"cannot write {path}: {error.strerror}") from error
     temporary = Path(name)
@@ -39,6 +46,7 @@ def write_bytes(path: Path, content: bytes) -> None:
             os.fsync(stream.fileno())
         temporary.chmod(0o644)
         temporary.replace(path)
+        _flush(path.parent)
     except OSError as error:
         raise ArtifactError(f"cannot write {path}: {error.strerror}") from error
     finally:
@@ -108,28 +116,100 @@ def read_json(path: Path) -> Any:
         raise ArtifactError(f"{path} cannot be read ({error}): delete it and run `dvc repro` again") from error
 
 
+def write_checked_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes a JSON object with its own checksum, see `read_checked_json`."""
+    write_json(path, {**content, _CHECKSUM: content_hash(content)})
+
+
+def read_checked_json(path: Path) -> Any:
+    """Reads what `write_checked_json` wrote, without the checksum; also a file that has none.
+
+    Raises:
+        ArtifactError: The file is missing, not valid JSON, or does not fit its checksum.
+    """
+    content = read_json(path)
+    expected = content.pop(_CHECKSUM, None) if isinstance(content, dict) else None
+    if expected is not None and content_hash(content) != expected:
+        raise ArtifactError(f"{path} {_DAMAGED}")
+    return content
+
+
 @contextlib.contextmanager
 def whole_directory(path: Path) -> Iterator[Path]:
     """Yields an empty temporary folder that becomes `path` when the block succeeds, and vanishes when it fails.
+
+    The finished folder also holds the checksums of its files, see `check_directory`.
 
     Raises:
         ArtifactError: The disk is full or the folder cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        _remove_leftovers(path)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PARTIAL))
     except OSError as error:
         raise ArtifactError(f"cannot write {path}: {error.strerror}") from error
     try:
         yield temporary
+        entries = sorted(temporary.rglob("*"))
+        sums = {entry.relative_to(temporary).as_posix(): file_hash(entry) for entry in entries if entry.is_file()}
+        sums.pop(CHECKSUMS_FILE, None)
+        for entry in entries:
+            _flush(entry)
+        write_json(temporary / CHECKSUMS_FILE, sums)
         if path.exists():
             shutil.rmtree(path)
         temporary.chmod(0o755)
         temporary.replace(path)
+        _flush(path.parent)
     except OSError as error:
         raise ArtifactError(f"cannot write {path}: {error.strerror or error}") from error
+    except ArtifactError as error:  # of a file in the temporary folder, whose name says nothing to anyone
+        raise ArtifactError(str(error).replace(str(temporary), str(path))) from error
+    except Exception as error:
+        # libraries in Rust (safetensors) tell a full disk by an exception of their own
+        if not re.search(r"\(os error \d+\)", str(error)):
+            raise
+        raise ArtifactError(f"cannot write {path}: {error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_directory(path: Path) -> None:
+    """Checks a folder that `whole_directory` wrote against its checksums; any other folder passes.
+
+    Raises:
+        ArtifactError: A file is missing or damaged.
+    """
+    if not (path / CHECKSUMS_FILE).exists():
+        return
+    for name, expected in read_json(path / CHECKSUMS_FILE).items():
+        file = path / name
+        if not file.is_file():
+            raise ArtifactError(f"{file} is missing: run `dvc repro`, or `dvc checkout` where it is in the cache")
+        if file_hash(file) != expected:
+            raise ArtifactError(f"{file} {_DAMAGED}")
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Removes what a killed process left of its writing of the same path."""
+    leftover = re.compile(rf"\.{re.escape(path.name)}\.[^.]+{re.escape(_PARTIAL)}")
+    for entry in path.parent.iterdir():
+        if not leftover.fullmatch(entry.name):
+            continue
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    """Brings a file, or a folder's list of names, to the disk, so that a power cut cannot leave a whole name of a cut file."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def file_hash(path: Path) -> str:

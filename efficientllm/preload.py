@@ -102,10 +102,19 @@ def _wait(connection: socket.socket) -> int:
                 print("the preloaded process ended unexpectedly: run the same command again", file=sys.stderr)
                 return 1
             answer += received
-        return int.from_bytes(answer, "big", signed=True)
+        code = int.from_bytes(answer, "big", signed=True)
+        if code - 128 in (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT):
+            print(f"error: {_how_it_died(code - 128)}: run the same command again to go on", file=sys.stderr)
+        return code
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _how_it_died(number: int) -> str:
+    name = signal.Signals(number).name
+    why = ", as the system does where memory runs out" if number == signal.SIGKILL else ""
+    return f"the cell's process was ended by {name}{why}"
 
 
 def _folder() -> Path:

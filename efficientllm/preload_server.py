@@ -176,6 +176,7 @@ def _become(request: dict[str, object], descriptors: list[int]) -> None:
     # whoever started the server may have had it ignore them, as shells do for what runs in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     for target, descriptor in enumerate(descriptors):
         os.dup2(descriptor, target)
         os.close(descriptor)
@@ -192,6 +193,9 @@ def _become(request: dict[str, object], descriptors: list[int]) -> None:
     for name in [name for name in sys.modules if name.split(".")[0] in ("efficientllm", "stages")]:
         del sys.modules[name]
     importlib.invalidate_caches()
+    importlib.import_module(
+        "efficientllm.termination"
+    ).end_with_parent()  # the server, whose end nobody could tell the stage
     code = 1
     try:
         runpy.run_module(str(request["module"]), run_name="__main__", alter_sys=True)

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from efficientllm import metrics as metric_registry
 from efficientllm.errors import ArtifactError
-from efficientllm.files import read_json, write_json
+from efficientllm.files import read_checked_json, write_checked_json
 
 SCHEMA_VERSION = 1
 _Kind = TypeVar("_Kind", bound=BaseModel)
@@ -136,9 +136,9 @@ class Replica(_Strict):
 
 
 def write_record(path: Path, record: Record | Replica) -> None:
-    """Validates and writes a record as strict JSON, atomically."""
+    """Validates and writes a record as strict JSON with its checksum, atomically."""
     type(record).model_validate(record.model_dump())
-    write_json(path, record.model_dump(mode="json"))
+    write_checked_json(path, record.model_dump(mode="json"))
 
 
 def read_record(path: Path) -> Record:
@@ -160,7 +160,7 @@ def read_replica(path: Path) -> Replica:
 
 
 def _read(path: Path, kind: type[_Kind]) -> _Kind:
-    content = read_json(path)
+    content = read_checked_json(path)
     try:
         return kind.model_validate(content)
     except ValidationError as error:

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from efficientllm import paths, preload
-from efficientllm.errors import ArtifactError, CellFailure, EfficientLLMError
-from efficientllm.files import read_json, whole_directory, write_json
+from efficientllm.errors import ArtifactError, CellFailure, EfficientLLMError, Terminated
+from efficientllm.files import check_directory, read_json, whole_directory, write_checked_json, write_json
+from efficientllm.termination import end_with_parent, terminate_by_exception
 
 INTERRUPTED = 130
+TERMINATED = 143
 
 _ENVIRONMENT = {
     # threads that spin long for one another slow down tenfold as soon as anything else wants their cores; with a short
@@ -31,26 +33,40 @@ def run_stage(main: Callable[[], int], *, preloaded: bool = False) -> int:
         preloaded: Whether to run it in a process forked from one that has the heavy libraries; see `preload`.
 
     Returns:
-        The stage's exit code, 1 after an error that the user can mend, 130 after Ctrl-C. Any other exception is a
-        defect of the program and keeps its traceback.
+        The stage's exit code, 1 after an error that the user can mend, 130 after Ctrl-C, 143 after SIGTERM. Any other
+        exception is a defect of the program and keeps its traceback.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)  # before any library is imported, which is when they are read
+    if "DVC_STAGE" in os.environ:
+        end_with_parent()  # or a killed `dvc repro` would leave its stage at work beside the next one's
     module = getattr(sys.modules["__main__"], "__spec__", None)
-    if preloaded and module is not None and preload.available():
-        code = preload.run_preloaded(module.name)
-        if code is not None:
-            return code
     try:
-        return main()
+        with terminate_by_exception():
+            if preloaded and module is not None and preload.available():
+                code = preload.run_preloaded(module.name)
+                if code is not None:
+                    return code
+            return main()
     except EfficientLLMError as error:
         if os.environ.get("EFFICIENTLLM_TRACEBACK"):
             raise
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except MemoryError:
+        if os.environ.get("EFFICIENTLLM_TRACEBACK"):
+            raise
+        print("error: out of host memory: end other programs, or use a smaller profile or less data", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted: run the same command again to go on from the last checkpoint", file=sys.stderr)
         return INTERRUPTED
+    except Terminated as stop:
+        print(
+            f"terminated: {str(stop) or 'nothing half done is kept'}; run the same command again to go on",
+            file=sys.stderr,
+        )
+        return TERMINATED
 
 
 def run_cell(axis: str, cell: str, inputs: list[Path], work: Callable[[], None]) -> int:
@@ -97,7 +113,7 @@ def _record_failure(axis: str, cell: str, reason: str) -> None:
         with whole_directory(output) as folder:
             write_json(folder / paths.FAILURE_FILE, {"reason": reason})
     if axis == "base":
-        write_json(paths.base_quality(cell), {"reason": reason})
+        write_checked_json(paths.base_quality(cell), {"reason": reason})
     print(f"{axis}@{cell} failed, and is recorded as failed: {reason}", file=sys.stderr)
 
 
@@ -105,8 +121,9 @@ def failure(artifact: Path) -> str | None:
     """Returns the reason why an artifact's cell failed, or None where it did not.
 
     Raises:
-        ArtifactError: The file that holds the reason is damaged.
+        ArtifactError: The artifact is damaged.
     """
+    check_directory(artifact)
     path = artifact / paths.FAILURE_FILE
     if not path.exists():
         return None

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from efficientllm import config, registry
+from efficientllm import config, paths, registry
 from efficientllm.errors import unknown_name
 from efficientllm.stage import run_cell, run_stage
 
@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.size not in configuration.parameters.bases:
         raise unknown_name("base", arguments.size, configuration.parameters.bases)
     source = Path(configuration.parameters.bases[arguments.size])
-    return run_cell("base", arguments.size, [source], work)
+    return run_cell("base", arguments.size, [paths.DATA, source], work)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,9 @@ def main(argv: list[str] | None = None) -> int:
 
         quantize(configuration, arguments.precision, arguments.size)
 
+    base = paths.artifact("base", arguments.size)
     tuned = paths.artifact("tune", registry.cell_name(configuration.parameters.method, arguments.size))
-    return run_cell("quantize", cell, [tuned], work)
+    return run_cell("quantize", cell, [base, tuned], work)
 
 
 if __name__ == "__main__":

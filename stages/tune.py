@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
         )  # fmt: skip
 
     base = paths.artifact("base", arguments.size)
-    return run_cell("tune", cell, [base], work)
+    return run_cell("tune", cell, [paths.DATA, base], work)
 
 
 if __name__ == "__main__":

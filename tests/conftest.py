@@ -1,17 +1,25 @@
 """What all tests share."""
 
 import os
+import tempfile
 
 import pytest
+
+from efficientllm.device_lock import FOLDER_VARIABLE
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # before torch is imported: one thread for each worker, or the workers' threads wait for one another
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+# the cells of tests that run at the same time do not wait for one another
+os.environ[FOLDER_VARIABLE] = tempfile.mkdtemp(prefix="efficientllm-locks-")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Starts the longest tests first, and keeps those of one pipeline run on one worker."""
     for item in items:
-        if "finished" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("pipeline"))
+        for fixture, group in (("finished", "pipeline"), ("small", "faults")):
+            if fixture in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=lambda item: "slow" not in item.keywords)

@@ -8,7 +8,19 @@ import numpy as np
 import pytest
 
 from efficientllm.errors import ArtifactError
-from efficientllm.files import content_hash, csv_text, read_json, size_on_disk, whole_directory, write_bytes, write_json
+from efficientllm.files import (
+    CHECKSUMS_FILE,
+    check_directory,
+    content_hash,
+    csv_text,
+    read_checked_json,
+    read_json,
+    size_on_disk,
+    whole_directory,
+    write_bytes,
+    write_checked_json,
+    write_json,
+)
 
 
 def test_json_is_strict_and_sorted(tmp_path: Path) -> None:
@@ -33,14 +45,15 @@ def test_directory_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     target = tmp_path / "artifact"
     with whole_directory(target) as folder:
         (folder / "a").write_bytes(b"12345")
-    assert size_on_disk(target) == 5
+    assert size_on_disk(target / "a") == 5
+    assert size_on_disk(target) == 5 + size_on_disk(target / CHECKSUMS_FILE)
     with pytest.raises(RuntimeError, match="boom"), whole_directory(target) as folder:
         (folder / "b").write_bytes(b"1")
         raise RuntimeError("boom")
-    assert [entry.name for entry in target.iterdir()] == ["a"]
+    assert sorted(entry.name for entry in target.iterdir()) == ["a", CHECKSUMS_FILE]
     with whole_directory(target) as folder:
         (folder / "c").write_bytes(b"1")
-    assert [entry.name for entry in target.iterdir()] == ["c"]
+    assert sorted(entry.name for entry in target.iterdir()) == ["c", CHECKSUMS_FILE]
     assert [entry.name for entry in tmp_path.iterdir()] == ["artifact"], "no temporary folder is left"
 
 
@@ -50,6 +63,44 @@ def test_unwritable_folder_is_one_clear_error(tmp_path: Path) -> None:
         write_bytes(tmp_path / "file" / "below", b"")
     with pytest.raises(ArtifactError, match="cannot write"), whole_directory(tmp_path / "file" / "below"):
         pass
+
+
+def test_leftovers_of_a_killed_writer_vanish(tmp_path: Path) -> None:
+    (tmp_path / ".x.json.a1b2c3d4.partial").write_text("{")
+    (tmp_path / ".x.a1b2c3d4.partial").mkdir()
+    (tmp_path / ".x.a1b2c3d4.partial" / "half").write_text("")
+    write_json(tmp_path / "x.json", {})
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [".x.a1b2c3d4.partial", "x.json"]
+    with whole_directory(tmp_path / "x"):
+        pass
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["x", "x.json"]
+
+
+def test_checksums_of_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "artifact"
+    with whole_directory(folder) as temporary:
+        (temporary / "below").mkdir()
+        (temporary / "below" / "weights").write_bytes(b"12345")
+    check_directory(folder)
+    (folder / "below" / "weights").write_bytes(b"12344")
+    with pytest.raises(ArtifactError, match=r"below/weights is damaged: run `efficientllm verify`, then `dvc repro`"):
+        check_directory(folder)
+    (folder / "below" / "weights").unlink()
+    with pytest.raises(ArtifactError, match=r"below/weights is missing"):
+        check_directory(folder)
+    check_directory(tmp_path)
+
+
+def test_json_with_its_checksum(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    content = {"b": [0.1, 1e22, -0.0, 3], "a": {"é": None}}
+    write_checked_json(path, content)
+    assert read_checked_json(path) == content
+    path.write_text(path.read_text().replace("0.1", "0.2"))
+    with pytest.raises(ArtifactError, match=r"x.json is damaged"):
+        read_checked_json(path)
+    write_json(path, content)
+    assert read_checked_json(path) == content
 
 
 def test_content_hash_ignores_key_order() -> None:

@@ -19,7 +19,7 @@ from efficientllm.data.tokenizer import (
     save_tokenizer,
 )
 from efficientllm.errors import ArtifactError, ParameterError
-from efficientllm.files import file_hash, read_json, whole_directory, write_json
+from efficientllm.files import file_hash, read_checked_json, whole_directory, write_checked_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -65,20 +65,22 @@ def make_base(configuration: Configuration, size: str) -> None:
         if file_hash(folder / TOKENIZER_FILE) != file_hash(paths.DATA / TOKENIZER_FILE):
             write_split(folder, HELD_OUT, _encoded_anew(load_tokenizer(folder)))
     untrained = has_random_weights(base_folder(size))
-    write_json(paths.base_quality(size), {"reason": RANDOM} if untrained else _quality(configuration, size))
+    write_checked_json(paths.base_quality(size), {"reason": RANDOM} if untrained else _quality(configuration, size))
 
 
 def _quality(configuration: Configuration, size: str) -> dict[str, Any]:
     """Evaluates a base on the held-out text and the task, as its tuned models are, and in the type that they are in."""
-    from efficientllm.device import autocast_type, select_device
+    from efficientllm.device import autocast_type
+    from efficientllm.device_lock import claimed
     from efficientllm.measurement.quality import perplexity_values, task_values
     from efficientllm.models.weights import load_decoder
 
-    device, folder = select_device(), base_folder(size)
-    dtype = autocast_type(configuration.profile.tune.training.autocast, device)
-    decoder = load_decoder(folder, device=device, dtype=dtype).requires_grad_(False).eval()
-    values, losses = perplexity_values(configuration, decoder, device, folder)
-    scored, groups, correct = task_values(configuration, decoder, device, folder)
+    folder = base_folder(size)
+    with claimed(f"base@{size}", alone=False) as device:
+        dtype = autocast_type(configuration.profile.tune.training.autocast, device)
+        decoder = load_decoder(folder, device=device, dtype=dtype).requires_grad_(False).eval()
+        values, losses = perplexity_values(configuration, decoder, device, folder)
+        scored, groups, correct = task_values(configuration, decoder, device, folder)
     return {
         "values": {key: value.model_dump(mode="json") for key, value in (values | scored).items()},
         "task_groups": groups,
@@ -103,7 +105,7 @@ def read_base_quality(size: str) -> "tuple[WindowLosses, np.ndarray | None]":
     from efficientllm.evaluation.perplexity import WindowLosses
 
     path = paths.base_quality(size)
-    content = read_json(path)
+    content = read_checked_json(path)
     try:
         windows, answers = content["windows"], content["correct"]
         correct = None if answers is None else np.array(answers, dtype=np.float64)

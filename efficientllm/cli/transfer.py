@@ -1,4 +1,4 @@
-"""Commands that carry measured records from one machine to another."""
+"""Commands on DVC's cache: records from one machine to another, and whether its files are whole."""
 
 import argparse
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from efficientllm.cli.commands import add_command
 
 
 def add_commands(commands: Any) -> None:
-    """Declares `export-records` and `import-records`."""
+    """Declares `export-records`, `import-records` and `verify`."""
     exporting = add_command(
         commands, "export-records", _export, "write the measured records of this clone to an archive",
         "The archive also holds what each record depended on, so that another clone takes over those that are its own.",
@@ -20,6 +20,10 @@ def add_commands(commands: Any) -> None:
         "`dvc repro` then uses those whose hardware, code, parameters and data are the same, and measures all others.",
     )  # fmt: skip
     importing.add_argument("archive", type=Path, metavar="ARCHIVE", help="a file that export-records wrote")
+    add_command(
+        commands, "verify", _verify, "remove damaged files from DVC's cache",
+        "DVC itself would go on using them; `dvc pull` or `dvc repro` then brings them back.",
+    )  # fmt: skip
 
 
 def _export(arguments: argparse.Namespace) -> Iterator[str]:
@@ -40,3 +44,12 @@ def _import(arguments: argparse.Namespace) -> Iterator[str]:
     elif found.of_this_machine < found.records:
         yield f"{found.records - found.of_this_machine} of them from hardware that differs from {paths.HARDWARE}: measured anew here"
     yield "`dvc repro` takes over those whose hardware, code, parameters and data are the same"
+
+
+def _verify(_: argparse.Namespace) -> Iterator[str]:
+    from efficientllm.cache import local_cache, remove_damaged
+
+    checked, removed = remove_damaged(local_cache())
+    for path in removed:
+        yield f"removed {path}: its content is not what its name says"
+    yield f"{checked} files checked, {len(removed)} removed" + ("; now `dvc pull` or `dvc repro`" if removed else "")

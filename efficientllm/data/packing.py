@@ -11,8 +11,16 @@ IGNORED = -100
 
 
 def write_split(folder: Path, name: str, tokens: np.ndarray) -> None:
-    """Writes the tokens of a split as `<name>.npy`."""
-    np.save(folder / f"{name}.npy", tokens, allow_pickle=False)
+    """Writes the tokens of a split as `<name>.npy`.
+
+    Raises:
+        ArtifactError: The disk is full or the folder cannot be written.
+    """
+    path = folder / f"{name}.npy"
+    try:
+        np.save(path, tokens, allow_pickle=False)
+    except OSError as error:
+        raise ArtifactError(f"cannot write {path}: {error.strerror or f'no room on the disk ({error})'}") from error
 
 
 def open_split(folder: Path, name: str) -> np.ndarray:

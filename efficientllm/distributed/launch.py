@@ -14,12 +14,16 @@ from pathlib import Path
 
 from efficientllm.config.schema import ParallelSettings, Profile, TrainingSettings
 from efficientllm.distributed.world import joined, started_by_torchrun
-from efficientllm.errors import ArtifactError, CellFailure, EfficientLLMError, ParameterError
-from efficientllm.stage import cell_errors
+from efficientllm.errors import ArtifactError, CellFailure, EfficientLLMError, ParameterError, Terminated
+from efficientllm.stage import INTERRUPTED, TERMINATED, cell_errors
+from efficientllm.termination import end_with_parent, terminate_by_exception
 
 _REPORT = "EFFICIENTLLM_WORKER_REPORT"
 _REPORTED = 3
 """Exit code of a worker whose error stands in the report."""
+
+_LAST_STEP_S = 120
+"""Seconds that the processes have, once they are told to end, for the step at hand and a checkpoint."""
 
 _GRACE_S = 10.0
 """Seconds that a process without its peers waits for its end, before it raises its own error after all."""
@@ -85,6 +89,7 @@ def train_in_parallel(
         ParameterError: The processes cannot share a batch, or are more than there are GPUs.
         CellFailure: The training cannot run on this hardware, see `work`.
         WorkerError: A process was killed or crashed; the others have been stopped.
+        Terminated: SIGTERM has come; a checkpoint has been written where the training had begun.
     """
     if started_by_torchrun():
         _work_with_others(profile.parallel, work)
@@ -100,20 +105,37 @@ def train_in_parallel(
 def _work_with_others(settings: ParallelSettings, work: Callable[[], None]) -> None:
     if settings.strategy == "none":
         raise ParameterError("torchrun has started this process, and parallel.strategy is none: set it to ddp or fsdp")
+    report = os.environ.get(_REPORT)
+    if report is not None:
+        end_with_parent(signal.SIGKILL)  # a killed launcher cannot end its processes
     try:
         with cell_errors(), joined(settings.strategy):
             work()
+    except Terminated as stop:
+        if report is None and os.environ["RANK"] == "0":
+            raise
+        if report is not None and stop.args:
+            _leave(report, stop)
+        raise SystemExit(TERMINATED) from stop
+    except KeyboardInterrupt as stop:
+        if report is None:
+            raise
+        raise SystemExit(INTERRUPTED) from stop
     except EfficientLLMError as error:
-        path = os.environ.get(_REPORT)
-        if path is None:
+        if report is None:
             raise WorkerError(str(error)) from error  # not recorded as a cell's failure: the others may be elsewhere
-        with contextlib.suppress(FileExistsError), Path(path).open("x", encoding="utf-8") as stream:
-            json.dump({"kind": type(error).__name__, "message": str(error)}, stream)
+        _leave(report, error)
         raise SystemExit(_REPORTED) from error
     except RuntimeError as error:
         if _REPORT in os.environ and _lost_another(error):
             time.sleep(_GRACE_S)  # the launcher ends this process, and tells what became of the other
         raise
+
+
+def _leave(report: str, error: BaseException) -> None:
+    """Leaves an error for the launcher to tell; the first process' counts."""
+    with contextlib.suppress(FileExistsError), Path(report).open("x", encoding="utf-8") as stream:
+        json.dump({"kind": type(error).__name__, "message": str(error)}, stream)
 
 
 def _lost_another(error: RuntimeError) -> bool:
@@ -124,6 +146,7 @@ def _lost_another(error: RuntimeError) -> bool:
 
 
 def _launch(count: int, module: str, arguments: list[str]) -> None:
+    from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -138,10 +161,15 @@ def _launch(count: int, module: str, arguments: list[str]) -> None:
         os.environ.update(environment)
         config = LaunchConfig(
             min_nodes=1, max_nodes=1, nproc_per_node=count, run_id=uuid.uuid4().hex, rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0", max_restarts=0, monitor_interval=0.2,
+            rdzv_endpoint="localhost:0", max_restarts=0, monitor_interval=0.2, shutdown_timeout=_LAST_STEP_S,
         )  # fmt: skip
         try:
-            elastic_launch(config, sys.executable)("-u", "-m", module, *arguments)
+            with terminate_by_exception():  # which the launcher replaces, and leaves replaced
+                elastic_launch(config, sys.executable)("-u", "-m", module, *arguments)
+        except SignalException as stop:
+            if stop.sigval == signal.SIGINT:
+                raise KeyboardInterrupt from stop
+            raise Terminated(_reported(report).get("message", "")) from stop
         except ChildFailedError as failed:
             raise _error(report, failed, count) from failed
         finally:
@@ -149,12 +177,17 @@ def _launch(count: int, module: str, arguments: list[str]) -> None:
                 os.environ.pop(name, None)
 
 
-def _error(report: Path, failed: object, count: int) -> EfficientLLMError:
+def _reported(report: Path) -> dict[str, str]:
+    """What a worker has left for the launcher: the error's kind and message; empty where nothing."""
+    found: dict[str, str] = json.loads(report.read_text(encoding="utf-8")) if report.exists() else {}
+    return found
+
+
+def _error(report: Path, failed: object, count: int) -> BaseException:
     """The error that a worker has reported; else which one ended, and how."""
-    if report.exists():
-        found = json.loads(report.read_text(encoding="utf-8"))
-        kinds = {kind.__name__: kind for kind in (CellFailure, ParameterError, ArtifactError)}
-        kind: type[EfficientLLMError] = kinds.get(found["kind"], WorkerError)
+    if found := _reported(report):
+        kinds = {kind.__name__: kind for kind in (CellFailure, ParameterError, ArtifactError, Terminated)}
+        kind: type[BaseException] = kinds.get(found["kind"], WorkerError)
         return kind(found["message"])
     rank, failure = failed.get_first_failure()  # type: ignore[attr-defined]
     code = failure.exitcode

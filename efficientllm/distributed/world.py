@@ -6,7 +6,7 @@ those of one process. Nothing is exchanged as pickled objects: numbers travel as
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
@@ -92,6 +92,28 @@ class World:
         flag = torch.tensor([int(choice)], device=device)
         dist.broadcast(flag, 0)
         return bool(flag)
+
+    def noted_by_any(self, noted: Callable[[], bool], device: torch.device) -> Callable[[], bool]:
+        """Whether any process has noted something, to be asked by all of them once per step.
+
+        The answer is that of the step before, which a GPU has by then: so the host may run ahead of it by a step.
+        """
+        before = torch.zeros(1, dtype=torch.int64)
+        copied = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+        def noted_before() -> bool:
+            nonlocal before
+            if copied is not None:
+                copied.synchronize()
+            answer = bool(before)
+            flag = torch.tensor([int(noted())], device=device)
+            dist.all_reduce(flag, dist.ReduceOp.MAX)
+            before = flag.to("cpu", non_blocking=True)
+            if copied is not None:
+                copied.record()
+            return answer
+
+        return noted_before
 
     def from_first(self, content: bytes, device: torch.device) -> bytes:
         """The first process' bytes; what the others pass is left aside."""

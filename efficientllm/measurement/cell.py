@@ -11,10 +11,10 @@ from efficientllm import metrics, paths, registry
 from efficientllm.bases.base import RANDOM, base_folder
 from efficientllm.config import Configuration
 from efficientllm.data.manifest import read_manifest
-from efficientllm.device import select_device
+from efficientllm.device_lock import claimed
 from efficientllm.errors import CellFailure
 from efficientllm.evaluation.perplexity import WindowLosses
-from efficientllm.files import content_hash, file_hash
+from efficientllm.files import check_directory, content_hash, file_hash
 from efficientllm.measurement import subjects
 from efficientllm.measurement.compression import compression_values
 from efficientllm.measurement.energy import EnergyMeter
@@ -69,7 +69,10 @@ def measure_cell(configuration: Configuration, axis: registry.Axis, cell: str) -
         with cell_errors():
             if (reason := failure(artifact)) is not None:
                 raise CellFailure(f"{artifact}: {reason}")
-            findings = _measure(configuration, axis, cell, hardware)
+            for source in subjects.sources(configuration, axis, size):
+                check_directory(source)
+            with claimed(f"measuring {axis}@{cell}", alone=True) as device:
+                findings = _measure(configuration, axis, cell, hardware, device)
     except CellFailure as error:
         write({}, status="failed", reason=str(error))
         print(f"{axis}@{cell} failed, and is recorded as failed: {error}")
@@ -83,9 +86,10 @@ def measure_cell(configuration: Configuration, axis: registry.Axis, cell: str) -
     print(f"{axis}@{cell}: {quality}; {energy.value:.3g} J/token ({energy.source})")
 
 
-def _measure(configuration: Configuration, axis: registry.Axis, cell: str, hardware: dict[str, Any]) -> Findings:
+def _measure(
+    configuration: Configuration, axis: registry.Axis, cell: str, hardware: dict[str, Any], device: torch.device
+) -> Findings:
     settings = configuration.profile.measure
-    device = select_device()
     nvml = NvmlDevice.of(device) if device.type == "cuda" else None
     others = check_exclusive(nvml, allow_shared=settings.allow_shared)
     memory = MemoryMeter(device, nvml)

@@ -26,6 +26,7 @@ from efficientllm.measurement.utilization import UtilizationMeter, UtilizationRe
 _STABLE = 0.02
 _STABLE_CALLS = 3
 _LONGEST_WARM_UP = 5  # times warmup_seconds
+_LEAVING_S = 5.0  # for which a driver may still list a process that has ended
 BUSY_CORES = 0.5
 """Cores' worth of work of others from which on a CPU counts as shared."""
 
@@ -219,8 +220,11 @@ def check_exclusive(nvml: NvmlDevice | None, *, allow_shared: bool) -> list[int]
     Raises:
         MeasurementError: Others use the device, and that is not allowed.
     """
-    others = [] if nvml is None else nvml.other_processes()
-    if others and not allow_shared:
+    deadline = time.perf_counter() + _LEAVING_S
+    while (others := [] if nvml is None else nvml.other_processes()) and not allow_shared:
+        if time.perf_counter() < deadline:
+            time.sleep(0.2)
+            continue
         raise MeasurementError(
             f"other processes compute on the GPU ({', '.join(map(str, others))}): end them, or set measure.allow_shared to "
             "true, which the record will say"

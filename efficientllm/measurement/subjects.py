@@ -36,6 +36,12 @@ def identity(configuration: Configuration, axis: registry.Axis, cell: str) -> tu
     return technique, size
 
 
+def sources(configuration: Configuration, axis: registry.Axis, size: str) -> list[Path]:
+    """Folders beside a cell's own artifact that measuring it reads."""
+    base = [] if axis == "pretrain" else [base_folder(size)]
+    return [paths.DATA, *base, *([tuned_folder(configuration, size)] if axis == "quantize" else [])]
+
+
 def load(configuration: Configuration, axis: registry.Axis, cell: str, device: torch.device) -> Decoder:
     """Loads a cell's model for inference: a trained one in the type of its training's matrix products.
 

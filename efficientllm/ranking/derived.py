@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from efficientllm import paths
-from efficientllm.files import read_json
+from efficientllm.files import check_directory, read_json
 from efficientllm.metrics import metric
 from efficientllm.records import Record, Value
 from efficientllm.telemetry import CURVE_FILE, RUN_FILE, Curve, read_curve
@@ -64,8 +64,9 @@ def joules_to_reach(curve: Curve, loss: float) -> float | None:
 
 
 def _curve(cell: str, root: Path) -> Curve | None:
-    path = root / paths.telemetry("tune", cell) / CURVE_FILE
-    return read_curve(path) if path.exists() else None
+    folder = root / paths.telemetry("tune", cell)
+    check_directory(folder)
+    return read_curve(folder / CURVE_FILE) if (folder / CURVE_FILE).exists() else None
 
 
 def _added(record: Record, curves: Mapping[str, Curve], root: Path) -> Record:

@@ -6,6 +6,7 @@ from efficientllm.reporting.summary import flatten, revisions
 # where hardware.json states a fact, as `measurement.hardware.probe` writes it
 _FACTS: tuple[tuple[str, str], ...] = (
     ("GPU", "gpus.0.name"),
+    ("driver", "gpus.0.driver"),
     ("CPU", "cpu.model"),
     ("cores", "cpu.allowed_cores"),
     ("PyTorch", "software.torch"),
@@ -16,7 +17,7 @@ _UNKNOWN = "not known"
 def machine_facts(evidence: Evidence) -> list[tuple[str, str]]:
     """Lists processors, cores, PyTorch, revision and profile as names and texts.
 
-    A GPU that the machine does not have is left out; any other fact that is not stated is "not known".
+    A GPU that the machine does not have is left out, with its driver; any other fact that is not stated is "not known".
     """
     known = dict(flatten(evidence.hardware))
     facts = []
@@ -25,7 +26,7 @@ def machine_facts(evidence: Evidence) -> list[tuple[str, str]]:
         if name == "PyTorch" and text == _UNKNOWN:
             versions = {record.provenance.versions.get("torch", _UNKNOWN) for record in evidence.records.values()}
             text = ", ".join(sorted(versions)) or _UNKNOWN
-        if name != "GPU" or text != _UNKNOWN:
+        if not key.startswith("gpus.") or text != _UNKNOWN:
             facts.append((name, text))
     facts.append(("revision", ", ".join(revisions(evidence)) or _UNKNOWN))
     facts.append(("profile", evidence.profile))

@@ -9,7 +9,7 @@ from efficientllm.config import Configuration
 from efficientllm.data.manifest import read_manifest
 from efficientllm.data.packing import IGNORED, evaluation_windows, open_split, training_batch
 from efficientllm.data.tokenizer import copy_tokenizer
-from efficientllm.device import select_device
+from efficientllm.device_lock import claimed
 from efficientllm.distributed.world import is_first
 from efficientllm.files import file_hash, whole_directory
 from efficientllm.models.build import build_decoder, decoder_config
@@ -97,18 +97,18 @@ def pretrain(configuration: Configuration, name: str) -> None:
             copy_tokenizer(paths.DATA, folder)
         write_untrained(paths.telemetry("pretrain", name))
         return
-    device = select_device()
-    torch.manual_seed(seed)
-    decoder = build_decoder(config, device=device)
-    trainer = pretraining_trainer(configuration, name, decoder, device)
-    if is_first():
-        print("; ".join(f"{part}: {kernel}" for part, kernel in trainer.kernels().items()))
-    identity = fingerprint(
-        model=config.to_dict(), training=settings.model_dump(), seed=seed,
-        learning_rate=trainer.task.learning_rate, data=file_hash(paths.DATA / "manifest.json"),
-    )  # fmt: skip
-    tokens = settings.batch_size * settings.gradient_accumulation * settings.sequence_length
-    train(trainer, "pretrain", name, identity, tokens, lambda: _save(decoder, paths.artifact("pretrain", name)))
+    with claimed(f"pretrain@{name}", alone=False) as device:
+        torch.manual_seed(seed)
+        decoder = build_decoder(config, device=device)
+        trainer = pretraining_trainer(configuration, name, decoder, device)
+        if is_first():
+            print("; ".join(f"{part}: {kernel}" for part, kernel in trainer.kernels().items()))
+        identity = fingerprint(
+            model=config.to_dict(), training=settings.model_dump(), seed=seed,
+            learning_rate=trainer.task.learning_rate, data=file_hash(paths.DATA / "manifest.json"),
+        )  # fmt: skip
+        tokens = settings.batch_size * settings.gradient_accumulation * settings.sequence_length
+        train(trainer, "pretrain", name, identity, tokens, lambda: _save(decoder, paths.artifact("pretrain", name)))
 
 
 def _save(decoder: Decoder, destination: Path) -> None:

@@ -8,9 +8,9 @@ import torch
 from efficientllm import paths
 from efficientllm.bases.base import base_folder
 from efficientllm.config import Configuration
-from efficientllm.device import select_device
+from efficientllm.device_lock import claimed
 from efficientllm.errors import CellFailure
-from efficientllm.files import content_hash
+from efficientllm.files import check_directory, content_hash
 from efficientllm.measurement.quality import perplexity_values, task_values
 from efficientllm.models.build import build_decoder
 from efficientllm.models.decoder import Decoder
@@ -37,8 +37,8 @@ def replicate(configuration: Configuration, axis: Axis, cell: str, seed: int) ->
     """
     destination = paths.replica(axis, cell, seed)
     try:
-        with cell_errors():
-            values = _quality(configuration, axis, cell, seed)
+        with cell_errors(), claimed(f"{axis}@{cell}, seed {seed}", alone=False) as device:
+            values = _quality(configuration, axis, cell, seed, device)
     except CellFailure as error:
         write_record(destination, Replica(axis=axis, cell=cell, seed=seed, status="failed", reason=str(error)))
         print(f"{axis}@{cell} with seed {seed} failed, and is recorded as failed: {error}")
@@ -46,10 +46,10 @@ def replicate(configuration: Configuration, axis: Axis, cell: str, seed: int) ->
     write_record(destination, Replica(axis=axis, cell=cell, seed=seed, status="ok", metrics=values))
 
 
-def _quality(configuration: Configuration, axis: Axis, cell: str, seed: int) -> dict[str, Value]:
+def _quality(configuration: Configuration, axis: Axis, cell: str, seed: int, device: torch.device) -> dict[str, Value]:
     parameters = configuration.parameters.model_copy(update={"seed": seed})
     seeded = Configuration(parameters, configuration.profile)
-    device = select_device()
+    check_directory(paths.DATA)
     decoder, trainer = (_pretraining if axis == "pretrain" else _tuning)(seeded, cell, device)
     checkpoints = paths.checkpoint(f"replica-{axis}", f"{cell}-{seed}")
     trainer.run(

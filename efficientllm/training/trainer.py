@@ -13,7 +13,8 @@ from torch import nn
 from efficientllm.config.schema import TrainingSettings
 from efficientllm.device import autocast_type
 from efficientllm.distributed import world
-from efficientllm.errors import CellFailure
+from efficientllm.errors import CellFailure, Terminated
+from efficientllm.termination import termination_noted
 from efficientllm.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from efficientllm.training.display import Display
 from efficientllm.training.losses import TrainingLoss
@@ -146,6 +147,7 @@ class Trainer:
 
         Raises:
             CellFailure: The loss is no longer a finite number.
+            Terminated: SIGTERM has come to this process or to one that trains with it; a checkpoint has been written.
         """
         found = load_checkpoint(checkpoints, fingerprint, self.task.model, self.optimizer, self.device)
         before = found or Progress(step=0, curve=[], seconds=0.0, joules=0.0, resumed=0)
@@ -160,8 +162,16 @@ class Trainer:
             seconds = before.seconds + time.perf_counter() - started
             return Progress(step, curve, seconds, total, before.resumed + (found is not None))
 
+        def save(step: int) -> None:
+            save_checkpoint(checkpoints, fingerprint, self.task.model, self.optimizer, progress(step))
+
         self.task.model.train()
-        with Display(description, self.settings.steps, before.step, quiet=not world.is_first()) as display:
+        quiet = not world.is_first()
+        with (
+            termination_noted() as noted,
+            Display(description, self.settings.steps, before.step, quiet=quiet) as display,
+        ):
+            stops = noted if self.world is None else self.world.noted_by_any(noted, self.device)
             for index in range(before.step, self.settings.steps):
                 result = self.step(index)
                 display.advance(result.loss, result.tokens)
@@ -169,8 +179,11 @@ class Trainer:
                 evaluated = last or (index + 1) % self.settings.evaluation_steps == 0
                 if evaluated or index % self._curve_interval == 0:
                     curve.append(self._curve_row(index, result, evaluated, progress(index + 1)))
+                if stops():
+                    save(index + 1)
+                    raise Terminated(f"{description} is saved at step {index + 1} of {self.settings.steps}")
                 if not last and self._is_due(index, time.perf_counter() - saved):
-                    save_checkpoint(checkpoints, fingerprint, self.task.model, self.optimizer, progress(index + 1))
+                    save(index + 1)
                     saved = time.perf_counter()
         self.task.model.eval()
         return progress(self.settings.steps)

@@ -14,11 +14,14 @@ from pydantic import Field
 
 from efficientllm.config.schema import Section
 from efficientllm.errors import ArtifactError
+from efficientllm.files import read_json, write_json
 from efficientllm.models.decoder import Decoder
 from efficientllm.tuning.method import TunableModel, TuningMethod
 
 if TYPE_CHECKING:
     from peft import PeftConfig
+
+_CONFIG = "adapter_config.json"
 
 
 class LowRankOptions(Section):
@@ -63,6 +66,9 @@ class PeftMethod(TuningMethod):
         with silence():
             model.module.save_pretrained(str(folder), safe_serialization=True, **conversion)  # type: ignore[operator]
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+        # a set in PEFT, so in another order in every process: then the same model would not be the same artifact
+        described = read_json(folder / _CONFIG)
+        write_json(folder / _CONFIG, {**described, "target_modules": sorted(described["target_modules"])})
 
     def load(self, folder: Path, base: Path, *, device: Any = "cpu", dtype: torch.dtype = torch.float32) -> Decoder:
         """Merges the adapters into the base weights.

@@ -12,7 +12,7 @@ from efficientllm.config import Configuration
 from efficientllm.data.order import batch_positions
 from efficientllm.data.packing import IGNORED
 from efficientllm.data.prompts import EncodedExample, collate, encode_split
-from efficientllm.device import select_device
+from efficientllm.device_lock import claimed
 from efficientllm.errors import ArtifactError
 from efficientllm.files import file_hash, read_json, whole_directory, write_json
 from efficientllm.models.decoder import Decoder
@@ -112,7 +112,14 @@ def tune(configuration: Configuration, method: str, size: str) -> None:
             write_json(folder / RANDOM_FILE, {"seed": configuration.parameters.seed})
         write_untrained(paths.telemetry("tune", cell))
         return
-    device = select_device()
+    with claimed(f"tune@{cell}", alone=False) as device:
+        _tune(configuration, method, size, description, device)
+
+
+def _tune(
+    configuration: Configuration, method: str, size: str, description: dict[str, str], device: torch.device
+) -> None:
+    settings, cell = configuration.profile.tune, cell_name(method, size)
     model = prepare_model(configuration, method, size, device)
     trainer = tuning_trainer(configuration, method, size, model, device)
     identity = fingerprint(

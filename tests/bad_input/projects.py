@@ -39,6 +39,7 @@ def make_templates(root: Path) -> dict[str | None, Path]:
     from efficientllm.bases.base import make_base
     from efficientllm.data.prepare import prepare
     from efficientllm.data.tokenizer import copy_tokenizer
+    from efficientllm.files import CHECKSUMS_FILE
     from efficientllm.measurement.hardware import probe, write_hardware
     from efficientllm.models.build import build_decoder, decoder_config
     from efficientllm.models.weights import save_decoder
@@ -48,6 +49,8 @@ def make_templates(root: Path) -> dict[str | None, Path]:
     good_corpus(data)
     with contextlib.chdir(data):
         prepare(config.load(), paths.DATA)
+        # by which every spoilt file would be found, whatever is in it; tests/faults is about that
+        (paths.DATA / CHECKSUMS_FILE).unlink()
     model = shutil.copytree(data, root / "model")
     with contextlib.chdir(model):
         configuration = config.load()
@@ -55,6 +58,7 @@ def make_templates(root: Path) -> dict[str | None, Path]:
         save_decoder(source, build_decoder(decoder_config(*configuration.architecture("dense_small"), 270)))
         copy_tokenizer(paths.DATA, source)
         make_base(configuration, "small")
+        (paths.artifact("base", "small") / CHECKSUMS_FILE).unlink()
         write_hardware(paths.HARDWARE, probe())
     return {None: plain, DATA: data, MODEL: model}
 

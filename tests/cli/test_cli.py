@@ -16,7 +16,7 @@ from efficientllm.transfer import CACHE
 
 ROOT = Path(__file__).parents[2]
 ATTENTION = ROOT / "tests" / "ranking" / "data" / "paper_attention.csv"
-COMMANDS = ("check", "doctor", "rank", "compare", "sweep", "export-records", "import-records", "publish")
+COMMANDS = ("check", "doctor", "rank", "compare", "sweep", "export-records", "import-records", "verify", "publish")
 HEAVY = {
     "torch", "pandas", "numpy", "scipy", "transformers", "peft", "pydantic", "jinja2", "dvc", "matplotlib", "ruamel", "codecarbon",
 }  # fmt: skip

@@ -13,7 +13,7 @@ from efficientllm.data.prompts import encode_questions, encode_split
 from efficientllm.data.tasks import load_examples
 from efficientllm.data.tokenizer import load_tokenizer
 from efficientllm.errors import ArtifactError, DataError
-from efficientllm.files import file_hash
+from efficientllm.files import CHECKSUMS_FILE, file_hash
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,7 +63,7 @@ def test_the_manifest_describes_what_is_there(prepared):
         assert tokens.max() < manifest["vocabulary_size"]
     assert set(manifest["files"]) == {
         path.relative_to(prepared).as_posix() for path in prepared.rglob("*") if path.is_file()
-    } - {"manifest.json"}  # fmt: skip
+    } - {"manifest.json", CHECKSUMS_FILE}  # fmt: skip
     for name, facts in manifest["files"].items():
         assert facts == {"bytes": (prepared / name).stat().st_size, "sha256": file_hash(prepared / name)}
 
@@ -95,7 +95,7 @@ def test_twice_the_same_bytes(own_data, tmp_path):
         prepare(configuration(own_data), tmp_path / name)
     first, second = tmp_path / "first", tmp_path / "second"
     names = sorted(path.relative_to(first) for path in first.rglob("*") if path.is_file())
-    assert len(names) == 9
+    assert len(names) == 10
     for name in names:
         assert (first / name).read_bytes() == (second / name).read_bytes()
 

@@ -89,6 +89,8 @@ def train_one(order: dict[str, Any], folder: Path) -> None:
         here = prepared.world.rank if prepared.world is not None else 0
         if order.get("dies") == [here, index]:
             os.kill(os.getpid(), signal.SIGKILL)
+        if order.get("terminated") == [here, index]:
+            os.kill(os.getpid(), signal.SIGTERM)
         if order.get("fails") == [here, index]:
             raise CellFailure("out of memory: made up")
         result = step(index)

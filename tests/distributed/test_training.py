@@ -1,6 +1,10 @@
 """Training in two processes (gloo, on the CPU) against training in one: losses, weights, resuming, faults."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +12,7 @@ import pytest
 
 from efficientllm.config.schema import ParallelSettings, Profile
 from efficientllm.distributed.launch import WorkerError, train_in_parallel
-from efficientllm.errors import CellFailure, ParameterError
+from efficientllm.errors import CellFailure, ParameterError, Terminated
 from tests.distributed import job
 
 pytestmark = pytest.mark.slow
@@ -71,6 +75,32 @@ def test_a_killed_run_goes_on_with_other_processes(alone: Path, tmp_path: Path, 
     start(order(tmp_path, ["moe"], second))
     found = result(tmp_path, "moe")
     assert found["resumed"] == 1
+    assert [step["step"] for step in found["steps"]] == [4, 5]
+    assert_same(found, result(alone, "moe"), "moe")
+
+
+def test_two_machines_train_as_one_process_does(alone: Path, tmp_path: Path) -> None:
+    """Two launchers, with a process each, that find each other as those of two machines do."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        endpoint = f"localhost:{free.getsockname()[1]}"
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d",
+        "--rdzv-endpoint", endpoint, "--rdzv-id", "two", "-m", "tests.distributed.job",
+        json.dumps(order(tmp_path, ["moe"], "fsdp")),
+    ]  # fmt: skip
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
+    launchers = [subprocess.Popen(command, env=environment) for _ in range(2)]
+    assert [launcher.wait(300) for launcher in launchers] == [0, 0]
+    assert_same(result(tmp_path, "moe"), result(alone, "moe"), "moe")
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_termination_of_one_process_saves_the_run(alone: Path, tmp_path: Path, strategy: str) -> None:
+    with pytest.raises(Terminated, match=r"^job is saved at step 4 of 6$"):
+        start(order(tmp_path, ["moe"], strategy, terminated=[1, 2]))
+    start(order(tmp_path, ["moe"]))
+    found = result(tmp_path, "moe")
     assert [step["step"] for step in found["steps"]] == [4, 5]
     assert_same(found, result(alone, "moe"), "moe")
 

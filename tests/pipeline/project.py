@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from ruamel.yaml import YAML
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -42,6 +44,17 @@ class Project:
         text = (self.root / path).read_text()
         assert old in text, f"{old!r} is not in {path}"
         (self.root / path).write_text(text.replace(old, new))
+
+    def narrow(self) -> None:
+        """Leaves one cell of each axis: the smallest."""
+        text = YAML()
+        parameters = text.load(self.root / "params.yaml")
+        for name in [name for name in parameters["architectures"] if name != "dense_small"]:
+            del parameters["architectures"][name]
+        parameters |= {"methods": ["lora"], "precisions": ["bfloat16"], "sizes": ["small"]}
+        parameters["bases"] = {"small": parameters["bases"]["small"]}
+        parameters["replicas"] |= {"architectures": ["dense_small"], "methods": ["lora"]}
+        text.dump(parameters, self.root / "params.yaml")
 
     def commit(self) -> None:
         """Commits everything."""

@@ -164,7 +164,11 @@ def test_a_damaged_set_is_named(run: Path) -> None:
         (lambda run: (run / "dvc.lock").write_text("schema: '2.0'\n"), "knows of no finished run"),
         (lambda run: (run / "reports/index.html").unlink(), "reports/index.html is not the one that dvc.lock describes"),
         (lambda run: (run / "reports/index.html").write_text("x"), "reports/index.html is not the one"),
-        (lambda run: (run / "hardware.json").write_text("{}"), "hardware.json is not the one"),
+        (lambda run: (run / "hardware.json").write_text("{}"), "hardware.json describes no machine"),
+        (
+            lambda run: write_json(run / "hardware.json", read_json(run / "hardware.json") | {"ram_limit_gib": 1}),
+            "hardware.json is not the one",
+        ),
         (lambda run: (run / "results/metrics.json").write_text("{}"), "results/metrics.json is not the one"),
         (lambda run: (run / "results/results.csv").write_text("x"), "does not follow from the records"),
         (

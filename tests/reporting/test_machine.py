@@ -23,9 +23,10 @@ def test_facts_of_a_processor(evidence) -> None:
 
 
 def test_facts_of_a_graphics_card(evidence) -> None:
-    hardware = {"gpus": [{"name": "NVIDIA H100 80GB HBM3"}], "cpu": {"model": "x"}}
+    hardware = {"gpus": [{"name": "NVIDIA H100 80GB HBM3", "driver": "570.1"}], "cpu": {"model": "x"}}
     facts = dict(machine_facts(replace(evidence, hardware=hardware)))
     assert facts["GPU"] == "NVIDIA H100 80GB HBM3"
+    assert facts["driver"] == "570.1"
     assert facts["cores"] == "not known"
     assert facts["PyTorch"] == "2.13.0"  # from the records
 

@@ -1,5 +1,8 @@
 """A run that is killed and resumed ends bit for bit where an undisturbed run ends."""
 
+import dataclasses
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,7 @@ from torch import nn
 
 from efficientllm.config.schema import TrainingSettings
 from efficientllm.data.order import batch_positions
-from efficientllm.errors import CellFailure
+from efficientllm.errors import CellFailure, Terminated
 from efficientllm.training.optimizer import learning_rate_at, parameter_groups
 from efficientllm.training.trainer import Trainer, TrainingTask
 
@@ -76,6 +79,31 @@ def test_resumed_run_equals_undisturbed_run(tmp_path: Path, kill_at: int, capsys
     assert losses(found) == losses(expected)
     assert found.resumed == 1
     assert found.joules == 2.0, "the killed process' energy counts"
+    for name, value in whole.task.model.state_dict().items():
+        assert torch.equal(value, resumed.task.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("stop_at", [0, 13, 23])
+def test_terminated_run_is_saved_at_once(tmp_path: Path, stop_at: int) -> None:
+    """Batch 23 is of the last step: all is done then but the saving of the model."""
+    whole = trainer()
+    expected = run(whole, tmp_path / "whole")
+    stopped = trainer()
+    stopped.settings = SETTINGS.model_copy(update={"checkpoint_seconds": 3600.0})
+    batch = stopped.task.batch
+
+    def signalled(index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if index == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batch(index)
+
+    stopped.task = dataclasses.replace(stopped.task, batch=signalled)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Terminated, match=rf"^test is saved at step {stop_at // 2 + 1} of 12$"):
+        run(stopped, tmp_path / "stopped")
+    assert signal.getsignal(signal.SIGTERM) is before
+    resumed = trainer()
+    assert losses(run(resumed, tmp_path / "stopped")) == losses(expected)
     for name, value in whole.task.model.state_dict().items():
         assert torch.equal(value, resumed.task.model.state_dict()[name]), name
 

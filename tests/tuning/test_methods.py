@@ -1,6 +1,7 @@
 """Each method trains exactly what it says, starts from the base's function, and is stored and loaded whole."""
 
 import functools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,9 @@ def test_stored_and_loaded_whole(method: str, base: Path, tmp_path: Path) -> Non
     model = prepared(method, base)
     train(method, model)
     tuning_method(method).save(model, tmp_path)
+    for path in tmp_path.glob("adapter_config.json"):
+        targets = json.loads(path.read_text())["target_modules"]
+        assert targets == sorted(targets), "a set's order would make every process' artifact another one"
     with torch.no_grad():
         expected = model.decoder(INPUTS).logits
     loaded = tuning_method(method).load(tmp_path, base)
