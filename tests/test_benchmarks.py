@@ -79,3 +79,11 @@ def test_tuning_throughput(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 )
 def test_kernels_by_kind(name: str, kind: str) -> None:
     assert kind_of(name) == kind
+
+
+@pytest.mark.slow
+def test_pipeline_scale(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    run(monkeypatch, "pipeline_scale.py", "--cells", "9")
+    cells, *times, peak = [entry.strip() for entry in capsys.readouterr().out.splitlines()[-1].strip("|").split("|")]
+    assert (cells, len(times)) == ("12", 3), "three architectures and three tuned sizes, each made and measured"
+    assert float(peak) > 10
