@@ -110,7 +110,7 @@ def _ours(
         sequence_length=arguments.sequence, batch_size=arguments.batch, gradient_accumulation=1, steps=1000,
         warmup_steps=10, final_learning_rate_fraction=0.1, embedding_learning_rate_scale=1.0, weight_decay=0.1,
         beta1=0.9, beta2=0.95, gradient_clip=1.0, autocast="auto", compile="auto", evaluation_steps=1000,
-        evaluation_sequences=1, checkpoint_seconds=1e9, optimizer=arguments.optimizer,
+        evaluation_sequences=1, checkpoint_seconds=86400.0, optimizer=arguments.optimizer,
         recompute_activations=arguments.checkpoint,
     )  # fmt: skip
     tokens = _tokens(config, arguments, device)

@@ -30,6 +30,8 @@ def described(model: type[BaseModel], error: ValidationError, place: str = "", p
         return f"unknown parameter {shown(key)}{place}; {near}known: {', '.join(siblings) or 'none'}"
     if fault["type"] == "missing":
         return f"missing parameter {key!r}{place}: add it{_meaning(model, location)}"
+    if not location and fault["type"] == "value_error":  # what a block says of its parameters together
+        return f"{prefix or place.removeprefix(' in ')}: {_plain(fault['msg'])}"
     if not location:
         found = "empty" if fault["input"] is None else shown(fault["input"])
         return f"{prefix or place.removeprefix(' in ')} is {found}: a mapping of parameters is needed"

@@ -35,6 +35,8 @@ def plain_project(folder: Path) -> Path:
 
 def make_templates(root: Path) -> dict[str | None, Path]:
     """Makes projects without anything, with prepared data, and with a model, its base and its data."""
+    from transformers.utils.logging import disable_progress_bar
+
     from efficientllm import config, paths
     from efficientllm.bases.base import make_base
     from efficientllm.data.prepare import prepare
@@ -44,6 +46,7 @@ def make_templates(root: Path) -> dict[str | None, Path]:
     from efficientllm.models.build import build_decoder, decoder_config
     from efficientllm.models.weights import save_decoder
 
+    disable_progress_bar()  # the lines are compared, and nothing else that is printed
     plain = plain_project(root / "plain")
     data = shutil.copytree(plain, root / "data")
     good_corpus(data)

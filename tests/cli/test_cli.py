@@ -306,7 +306,8 @@ def test_publish_without_a_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     code, _, err = run(capsys, "publish")
-    assert (code, err) == (1, "error: params.yaml does not exist\n")
+    assert code == 1
+    assert err == "error: params.yaml does not exist: restore it, for example by `git checkout params.yaml`\n"
     assert run(capsys, "publish", "--index") == (0, "index of 0 published sets: reports/published/index.html\n", "")
     code, _, err = run(capsys, "publish", "name", "--index")
     assert (code, err.count("\n")) == (1, 1)

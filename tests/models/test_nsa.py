@@ -285,7 +285,7 @@ def test_sixteen_bits_and_autocast(make_decoder):
         ({"selection_block": 10}, "'mixer.selection_block' is 10: it must be a multiple"),
         ({"compression_block": 16}, "must not exceed mixer.selection_block 8"),
         ({"selected_blocks": 2}, "mixer.selected_blocks' is 2"),
-        ({"sliding_windows": 2}, "did you mean 'sliding_window'"),
+        ({"sliding_windows": 2}, "did you mean 'mixer.sliding_window'"),
     ],
 )
 def test_unfit_options(make_config, options, message):

@@ -222,7 +222,7 @@ def test_width_that_the_kernel_cannot_multiply_is_a_failed_cell(
         ({"quantization_type": "nf5"}, "parameter 'quantize.int4.quantization_type' is 'nf5'"),
         (
             {"double_quantisation": True},
-            "unknown parameter 'quantize.int4.double_quantisation'; did you mean 'double_quantization'?",
+            "unknown parameter 'quantize.int4.double_quantisation'; did you mean 'quantize.int4.double_quantization'?",
         ),
     ],
 )

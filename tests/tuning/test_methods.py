@@ -234,7 +234,7 @@ def test_all_layers_share_few_compiled_programs(method: str, base: Path, monkeyp
         (
             "lora",
             {"rnk": 3},
-            "unknown parameter 'tune.methods.lora.rnk'; did you mean 'rank'? known: alpha, dropout, rank",
+            "unknown parameter 'tune.methods.lora.rnk'; did you mean 'tune.methods.lora.rank'? known: alpha, dropout, rank",
         ),
         ("dora", {"rank": 0}, "parameter 'tune.methods.dora.rank' is 0: input should be greater than or equal to 1"),
         ("full", {"rank": 8}, "unknown parameter 'tune.methods.full.rank'; known: none"),
