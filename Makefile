@@ -3,7 +3,7 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup repro test test-quick check lock
+.PHONY: help setup repro test test-all test-quick check lock
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -15,7 +15,10 @@ setup: ## make .venv with torch for this machine and the locked dependencies
 repro: setup ## run the pipeline: raw text to reports/index.html
 	dvc repro
 
-test: setup ## run all tests, on all cores
+test: setup ## run the tests, on all cores
+	python -m pytest -n auto -m "not exhaustive"
+
+test-all: setup ## run all tests, those too that inject faults for half an hour
 	python -m pytest -n auto
 
 test-quick: setup ## run the tests that need no whole pipeline and no browser

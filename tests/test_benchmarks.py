@@ -82,6 +82,7 @@ def test_kernels_by_kind(name: str, kind: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_pipeline_scale(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     run(monkeypatch, "pipeline_scale.py", "--cells", "9")
     cells, *times, peak = [entry.strip() for entry in capsys.readouterr().out.splitlines()[-1].strip("|").split("|")]

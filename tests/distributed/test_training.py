@@ -64,6 +64,7 @@ def test_two_processes_train_as_one_does(alone: Path, tmp_path: Path, strategy: 
         assert_same(found, result(alone, family), family)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("first", "second"), [("ddp", "none"), ("none", "fsdp"), ("fsdp", "ddp")])
 def test_a_killed_run_goes_on_with_other_processes(alone: Path, tmp_path: Path, first: str, second: str) -> None:
     if first == "none":
@@ -79,6 +80,7 @@ def test_a_killed_run_goes_on_with_other_processes(alone: Path, tmp_path: Path, 
     assert_same(found, result(alone, "moe"), "moe")
 
 
+@pytest.mark.exhaustive
 def test_two_machines_train_as_one_process_does(alone: Path, tmp_path: Path) -> None:
     """Two launchers, with a process each, that find each other as those of two machines do."""
     with socket.socket() as free:
@@ -95,6 +97,7 @@ def test_two_machines_train_as_one_process_does(alone: Path, tmp_path: Path) -> 
     assert_same(result(tmp_path, "moe"), result(alone, "moe"), "moe")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_a_termination_of_one_process_saves_the_run(alone: Path, tmp_path: Path, strategy: str) -> None:
     with pytest.raises(Terminated, match=r"^job is saved at step 4 of 6$"):

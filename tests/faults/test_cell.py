@@ -18,7 +18,7 @@ from tests.faults.cells import STAGES
 from tests.faults.conftest import Stage
 from tests.pipeline.project import Project
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.exhaustive]
 
 RUN = [
     ("pretrain", STAGES["pretrain"]), ("base", STAGES["base"]), ("tune", STAGES["tune"]),

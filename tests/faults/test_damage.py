@@ -11,7 +11,7 @@ from tests.faults.cells import STAGES
 from tests.faults.conftest import Stage
 from tests.pipeline.project import Project
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.exhaustive]
 
 
 def truncated(path: Path) -> None:

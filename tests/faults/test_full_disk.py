@@ -14,7 +14,7 @@ from efficientllm.files import file_hash
 from tests.faults.cells import OUTPUTS, STAGES
 from tests.faults.conftest import Stage
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.exhaustive]
 
 SIZES = {
     "artifacts/data": 2_000_000,

@@ -8,7 +8,7 @@ from efficientllm.files import check_directory, content_hash, file_hash
 from tests.faults.cells import OUTPUTS, STAGES
 from tests.pipeline.project import Project
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.exhaustive]
 
 
 def state(project: Project, output: str) -> str | None:

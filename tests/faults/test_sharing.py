@@ -7,7 +7,7 @@ import pytest
 
 from tests.pipeline.project import Project
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.exhaustive]
 
 
 def test_a_second_clone_runs_nothing_but_the_probe(copy: Project) -> None:

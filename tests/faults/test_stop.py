@@ -15,7 +15,7 @@ from safetensors import safe_open
 from tests.faults.cells import STAGES
 from tests.pipeline.project import Project
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.exhaustive]
 
 PRETRAIN = ["python", "-m", "stages.pretrain", *STAGES["pretrain"]]
 WEIGHTS = "artifacts/pretrain/dense_small/model.safetensors"

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from efficientllm.models.build import build_decoder
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.exhaustive]
 
 WORDS, LENGTH, STEPS = 16, 12, 300
 SPARSE = {

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "pipeline"))
 from project import Project, working_copy  # noqa: E402 - lies beside the pipeline's tests
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.exhaustive]
 
 RUN = {"size": "small", "block": "pre_norm", "mixer": "gqa", "position": "rope", "feedforward": "swiglu"}
 
