@@ -11,11 +11,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # before torch is imported: one thread for each worker, or the workers' threads wait for one another
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-
 # the cells of tests that run at the same time do not wait for one another
 os.environ[FOLDER_VARIABLE] = tempfile.mkdtemp(prefix="efficientllm-locks-")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Starts the longest tests first, and keeps those of one pipeline run on one worker."""
     for item in items:
