@@ -19,7 +19,7 @@ os.environ[FOLDER_VARIABLE] = tempfile.mkdtemp(prefix="efficientllm-locks-")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Starts the longest tests first, and keeps those of one pipeline run on one worker."""
     for item in items:
-        for fixture, group in (("finished", "pipeline"), ("small", "faults")):
+        for fixture, group in (("finished", "pipeline"), ("small", "faults"), ("alone", "distributed")):
             if fixture in getattr(item, "fixturenames", ()):
                 item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=lambda item: "slow" not in item.keywords)
