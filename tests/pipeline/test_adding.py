@@ -36,4 +36,5 @@ def test_the_example_of_the_page(finished: Project) -> None:
     finally:
         path.unlink(missing_ok=True)
         finished.run("git", "checkout", "-q", ".")
+        finished.run("dvc", "checkout", "--force")
         finished.run("dvc", "checkout", "-q", check=False)
