@@ -35,6 +35,5 @@ def test_the_example_of_the_page(finished: Project) -> None:
         assert "Running mean" in (finished.root / "reports/index.html").read_text()
     finally:
         path.unlink(missing_ok=True)
-        finished.run("git", "checkout", "-q", ".")
+        finished.run("git", "reset", "-q", "--hard")
         finished.run("dvc", "checkout", "--force")
-        finished.run("dvc", "checkout", "-q", check=False)
