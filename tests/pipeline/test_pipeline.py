@@ -97,7 +97,7 @@ def test_another_method_runs_quantization_only(finished: Project) -> None:
         for experiment in [entry, *(revision for group in entry.get("experiments") or [] for revision in group["revs"])]
     }
     assert named, "dvc exp show lists nothing"
-    finished.run("git", "checkout", "-q", ".")
+    finished.run("git", "reset", "-q", "--hard")
     finished.run("dvc", "checkout", "-q")
     assert Project.stages_run(finished.run("dvc", "repro").stdout) == ["probe"]
 
@@ -158,7 +158,7 @@ def test_another_machine_measures_everything_and_trains_nothing(finished: Projec
 )
 def test_bad_parameters_stop_before_any_work(finished: Project, change: str, message: str) -> None:
     done = finished.run("dvc", "exp", "run", "-S", change, check=False)
-    finished.run("git", "checkout", "-q", ".")
+    finished.run("git", "reset", "-q", "--hard")
     finished.run("dvc", "checkout", "-q")  # a probe that fails leaves no hardware.json
     assert done.returncode != 0
     assert message in done.stdout
