@@ -13,7 +13,6 @@ is empty without one. `roof` is the share of the measured copy bandwidth at whic
 """
 
 import argparse
-import csv
 import gc
 import itertools
 import statistics
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from csv_table import write_table
 from serving_engines import (
     ENGINES,
     SHAPES,
@@ -100,7 +100,7 @@ def _served(
         results.append(row)
         _print(row, results)
         if arguments.out:
-            _write(Path(arguments.out), results)
+            write_table(Path(arguments.out), results)
         if model is None:  # it could not be made: no batch will do
             return
     model = None
@@ -214,14 +214,6 @@ def _print(row: dict[str, Any], results: list[dict[str, Any]]) -> None:
         f"{row['warmup_s']:.0f} s]",
         flush=True,
     )
-
-
-def _write(path: Path, results: list[dict[str, Any]]) -> None:
-    names = list(dict.fromkeys(name for row in results for name in row))
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, names)
-        writer.writeheader()
-        writer.writerows(results)
 
 
 def _arguments() -> argparse.Namespace:

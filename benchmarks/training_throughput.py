@@ -11,7 +11,6 @@ layers and `--steps 1` everything is compiled once, into the caches that a later
 """
 
 import argparse
-import csv
 import dataclasses
 import gc
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from csv_table import write_table
 from kernel_times import print_kernel_times
 from shapes import SHAPES, config_of
 
@@ -74,7 +74,7 @@ def main() -> None:
             print_kernel_times(lambda step=step: step(0), device)  # type: ignore[misc]
         step = None  # type: ignore[assignment]
         if arguments.csv:
-            _write(Path(arguments.csv), results)
+            write_table(Path(arguments.csv), results)
 
 
 def _arguments() -> argparse.Namespace:
@@ -215,14 +215,6 @@ def _print(row: dict[str, Any], results: list[dict[str, Any]]) -> None:
         f"  x dense_medium {ratio('dense_medium')}  warm-up {row['warmup_s']:.0f} s  [{row['kernels']}]",
         flush=True,
     )
-
-
-def _write(path: Path, results: list[dict[str, Any]]) -> None:
-    names = list(dict.fromkeys(name for row in results for name in row))
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, names)
-        writer.writeheader()
-        writer.writerows(results)
 
 
 if __name__ == "__main__":

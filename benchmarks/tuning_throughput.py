@@ -14,7 +14,6 @@ counter, and empty without one. A row that fails (out of memory, for example) pr
 """
 
 import argparse
-import csv
 import gc
 import tempfile
 import time
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from csv_table import write_table
 from serving_engines import SHAPES
 
 from efficientllm.config.load import load, read_yaml
@@ -127,7 +127,7 @@ def main() -> None:
             results.append(row)
             _print(row, results)
             if arguments.csv:
-                _write(Path(arguments.csv), results)
+                write_table(Path(arguments.csv), results)
 
 
 def _ours(
@@ -305,14 +305,6 @@ def _print(row: dict[str, Any], results: list[dict[str, Any]]) -> None:
         f"{row['prepare_s']:.0f} s, warm-up {row['warmup_s'] - row['prepare_s']:.0f} s, loss {row['loss']:.2f}]",
         flush=True,
     )
-
-
-def _write(path: Path, results: list[dict[str, Any]]) -> None:
-    names = list(dict.fromkeys(name for row in results for name in row))
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, names)
-        writer.writeheader()
-        writer.writerows(results)
 
 
 def _arguments() -> argparse.Namespace:
