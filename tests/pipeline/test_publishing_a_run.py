@@ -1,10 +1,14 @@
 """A finished run is published, kept by Git, and left alone by DVC."""
 
+import json
 import shutil
 import sys
 
 import pytest
 from project import Project
+
+from efficientllm.files import CHECKSUMS_FILE
+from efficientllm.publishing.published_set import SET_FILE
 
 pytestmark = pytest.mark.slow
 
@@ -16,7 +20,10 @@ def test_a_finished_run_is_published(finished: Project) -> None:
     before = finished.run("dvc", "status").stdout
     folder = finished.root / "reports" / "published" / "here"
     try:
-        assert command("publish", "here").startswith("published reports/published/here: 11 files")
+        printed = command("publish", "here")
+        described = json.loads((folder / SET_FILE).read_text())["files"]
+        assert {path.name for path in folder.iterdir()} == {*described, SET_FILE, CHECKSUMS_FILE}
+        assert printed.startswith(f"published reports/published/here: {len(described) + 2} files")
         assert (folder / "index.html").read_bytes() == (finished.root / "reports" / "index.html").read_bytes()
         assert str(finished.root) not in (folder / "records.json").read_text(), "a machine's path is in the records"
         added = finished.run("git", "add", "--dry-run", "-A", "reports").stdout
