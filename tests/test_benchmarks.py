@@ -66,6 +66,21 @@ def test_tuning_throughput(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     assert all(float(row["samples_per_second"]) > 0 for row in found)
 
 
+@pytest.mark.slow
+def test_scaling(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    size = ("--shape", "tiny", "--sequence", "16", "--losses", "2", "--warmup", "1", "--steps", "2")
+    run(
+        monkeypatch, "scaling.py", *size, "--compile", "none", "--rows", "moe_medium", "--strategies", "fsdp",
+        "--processes", "2", "--csv", str(tmp_path / "s.csv"),
+    )  # fmt: skip
+    alone, sharded = table(tmp_path / "s.csv")
+    assert (alone["strategy"], sharded["strategy"]) == ("none", "fsdp")
+    assert "failure" not in alone
+    assert float(sharded["largest_loss_difference"]) < 1e-5, "two processes see what one does"
+    assert float(sharded["efficiency"]) > 0
+    assert float(sharded["joules_per_token"]) > 0
+
+
 @pytest.mark.parametrize(
     ("name", "kind"),
     [

@@ -88,12 +88,21 @@ class Decoder(nn.Module):
             described["training compilation"] = "torch.compile, block by block"
         return described
 
-    def compile_blocks(self) -> None:
+    def compile_blocks(self, *, inside_hooks: bool = False) -> None:
         """Compiles the blocks for training, once per shape; inference and cached decoding stay as they are.
 
         All blocks run one compiled program: their code is the same, and only their weights differ.
+
+        Args:
+            inside_hooks: Compile what the blocks' hooks enclose, and leave the hooks out: FSDP gathers a block's weights
+                in them, at which a program that held them would break off.
         """
-        self._compiled = [torch.compile(block, dynamic=False) for block in self.layers]
+        if inside_hooks:
+            for block in self.layers:
+                block.forward = _compiled_for_training(block)
+            self._compiled = list(self.layers)
+        else:
+            self._compiled = [torch.compile(block, dynamic=False) for block in self.layers]
 
     @property
     def _mixer(self) -> Mixer:
@@ -288,3 +297,13 @@ def _attention_mask(span: Span, device: torch.device) -> torch.Tensor | None:
     # a padding token sees itself, so that no row of the softmax is empty
     itself = torch.eye(span.length, span.end, dtype=torch.bool, device=device).roll(span.start, dims=1)
     return causal & (span.key_real_bs[:, None, None, :] | itself)
+
+
+def _compiled_for_training(block: nn.Module) -> Callable[..., Any]:
+    """The block's forward pass, compiled where it trains and as it is elsewhere."""
+    plain, compiled = block.forward, torch.compile(block.forward, dynamic=False)
+
+    def forward(*inputs: Any) -> Any:
+        return (compiled if block.training else plain)(*inputs)
+
+    return forward

@@ -69,10 +69,8 @@ class Trainer:
         self.device = device
         self.autocast = autocast_type(settings.autocast, device)
         self.world = world.current()
-        # FSDP gathers a block's weights in hooks around it, at which a compiled block would break off
-        shards = self.world is not None and self.world.strategy == "fsdp"
-        if not shards and (settings.compile == "blocks" or (settings.compile == "auto" and device.type == "cuda")):
-            task.decoder.compile_blocks()
+        if settings.compile == "blocks" or (settings.compile == "auto" and device.type == "cuda"):
+            task.decoder.compile_blocks(inside_hooks=self.world is not None and self.world.strategy == "fsdp")
         if self.autocast is not None and device.type == "cuda":
             # what stays in float32 under autocast may use TF32, whose significand is wider than bfloat16's
             torch.set_float32_matmul_precision("high")

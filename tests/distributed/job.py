@@ -60,8 +60,8 @@ def trainer(order: dict[str, Any]) -> Trainer:
     task = TrainingTask(
         model.module, model.decoder, batch, evaluate, lambda: parameter_groups(model.module, SETTINGS), 1e-2
     )
-    steps = SETTINGS.model_copy(update={"steps": order.get("steps", SETTINGS.steps)})
-    return Trainer(task, steps, torch.device("cpu"))
+    settings = SETTINGS.model_copy(update={key: order[key] for key in ("steps", "compile") if key in order})
+    return Trainer(task, settings, torch.device("cpu"))
 
 
 def adapted(decoder: Decoder) -> TunableModel:

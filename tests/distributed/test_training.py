@@ -65,6 +65,13 @@ def test_two_processes_train_as_one_does(alone: Path, tmp_path: Path, strategy: 
 
 
 @pytest.mark.exhaustive
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_compiled_blocks_train_as_plain_ones(alone: Path, tmp_path: Path, strategy: str) -> None:
+    start(order(tmp_path, ["gqa"], strategy, compile="blocks"))
+    assert_same(result(tmp_path, "gqa"), result(alone, "gqa"), "gqa")
+
+
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("first", "second"), [("ddp", "none"), ("none", "fsdp"), ("fsdp", "ddp")])
 def test_a_killed_run_goes_on_with_other_processes(alone: Path, tmp_path: Path, first: str, second: str) -> None:
     if first == "none":
