@@ -22,6 +22,7 @@ class Metric:
         ranked_on: Axes on which the ranking table ranks it.
         shown_on: Further axes on which it is measured and shown, but not ranked.
         derived_on: Axes on which it follows from several cells, so that no single record holds it; shown, not ranked.
+        is_share: Whether it is a share of a whole, which no interval leaves.
     """
 
     key: str
@@ -33,6 +34,7 @@ class Metric:
     ranked_on: tuple[str, ...] = ()
     shown_on: tuple[str, ...] = ()
     derived_on: tuple[str, ...] = ()
+    is_share: bool = False
 
     @property
     def measured_on(self) -> tuple[str, ...]:
@@ -95,12 +97,12 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "processor_compute_utilization", "PCU", "Processor compute utilization", "%", "higher",
         "Mean busy share of the processor: NVML's GPU busy time, or CPU time over wall time and allowed cores.",
-        ranked_on=_ALL,
+        ranked_on=_ALL, is_share=True,
     ),
     Metric(
         "model_flops_utilization", "MFU", "Model FLOPs utilization", "%", "higher",
         "Floating-point operations that the model needs per second over the device's dense peak at the used type.",
-        shown_on=("pretrain", "tune"),
+        shown_on=("pretrain", "tune"), is_share=True,
     ),
     Metric(
         "average_latency", "AL", "Average latency", "s", "lower",

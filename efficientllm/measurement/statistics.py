@@ -81,6 +81,8 @@ def summarize(
     low, high = repeats_interval(repeats) or (None, None)
     spread = variation(repeats)
     known = metric(key)
+    if known.is_share and high is not None:
+        high = max(min(high, 100.0), float(np.median(values)))
     return Value(
         value=float(np.median(values)), unit=known.unit, direction=known.direction, source=source, method=method,
         n=len(values), repeats=[float(value) for value in values], ci_low=low, ci_high=high,

@@ -63,3 +63,12 @@ def test_median_of_two_heaps_stays_inside() -> None:
     assert value.value == 1.0
     assert value.ci_low is not None
     assert value.ci_low <= 1.0
+
+
+def test_the_interval_of_a_share_ends_at_the_whole() -> None:
+    repeats = [97.0, 99.0, 99.8]
+    busy = summarize("processor_compute_utilization", repeats, source="measured", method="made up")
+    latency = summarize("average_latency", repeats, source="measured", method="made up")
+    assert busy.ci_high == 100.0
+    assert latency.ci_high is not None and latency.ci_high > 100.0
+    assert busy.ci_low == latency.ci_low
