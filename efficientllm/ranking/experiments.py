@@ -121,9 +121,14 @@ def _flat(parameters: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _differences(parameters: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Of each experiment, the parameters that not all have alike."""
+    """Of each experiment, the parameters that two of them have with different values.
+
+    One that an experiment lacks, for it leaves a method or a size out, makes no difference to the others.
+    """
     names = sorted({key for shown in parameters.values() for key in shown})
-    differing = [name for name in names if len({str(shown.get(name)) for shown in parameters.values()}) > 1]
+    differing = [
+        name for name in names if len({str(shown[name]) for shown in parameters.values() if name in shown}) > 1
+    ]
     return {
         experiment: {name: shown[name] for name in differing if name in shown}
         for experiment, shown in parameters.items()

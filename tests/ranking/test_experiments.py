@@ -9,7 +9,7 @@ import pytest
 from efficientllm.cli import main
 from efficientllm.errors import ArtifactError, ParameterError
 from efficientllm.ranking.compare import compare_sets, read_result_set
-from efficientllm.ranking.experiments import compare_experiments, describe
+from efficientllm.ranking.experiments import _differences, compare_experiments, describe
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("experiments")]
 
@@ -122,3 +122,8 @@ def test_a_result_set_that_this_clone_does_not_hold(repository: Path, tmp_path: 
     subprocess.run(["git", "clone", "-q", str(repository), str(clone)], check=True, capture_output=True)
     with pytest.raises(ParameterError, match=r"'HEAD' has no results/results\.csv that this clone holds"):
         read_result_set("HEAD", clone)
+
+
+def test_what_an_experiment_leaves_out_is_no_difference() -> None:
+    parameters = {"whole": {"rate": 1, "other.rank": 8}, "narrow": {"rate": 2}}
+    assert _differences(parameters) == {"whole": {"rate": 1}, "narrow": {"rate": 2}}
