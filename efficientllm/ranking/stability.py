@@ -1,11 +1,12 @@
-"""How sure a rank is: the share of plausible outcomes of the measurement in which the row would have the same rank."""
+"""How sure a rank or a highest score is: the share of plausible outcomes of the measurement in which it would stand."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from statistics import fmean
 
 import numpy as np
 
 from efficientllm.metrics import Direction
+from efficientllm.ranking.normalize import FLOOR
 from efficientllm.ranking.rank import Estimate, ranks
 
 DRAWS = 2000
@@ -48,6 +49,58 @@ def rank_stability(
     return [None if estimate is None else fmean(shares[_loss(estimate, direction)]) for estimate in estimates]
 
 
+def highest_score_shares(
+    columns: Mapping[str, tuple[Sequence[Estimate | None], Direction]],
+    weights: Mapping[str, float],
+    alone: Collection[str] = (),
+    *,
+    draws: int = DRAWS,
+) -> list[float | None]:
+    """Share of draws in which each row has the highest weighted mean of normalized values (`score.weighted_scores`).
+
+    Values are drawn as in `rank_stability`, and every draw is normalized anew. A row's latency, throughput and energy come from
+    the same windows and are off together, so that a row has one draw for all of its metrics; drawn one by one they would
+    average out, and the winner would look surer than it is.
+
+    Args:
+        columns: For each metric the rows' estimates, in the same order, and which direction is better.
+        weights: Weights of the metrics.
+        alone: Metrics that are drawn on their own, for other things decide their error: the quality.
+        draws: Number of draws.
+
+    Returns:
+        A share for each row; rows that share the highest score of a draw share it. None for a row that lacks a metric that
+        counts, and for all where no value has an interval. The order of rows and metrics does not matter.
+    """
+    counted = {
+        name: column
+        for name, column in sorted(columns.items())
+        if weights.get(name, 0.0) > 0 and any(estimate is not None for estimate in column[0])
+    }
+    rows = max((len(estimates) for estimates, _ in columns.values()), default=0)
+    complete = [
+        row for row in range(rows) if counted and all(estimates[row] is not None for estimates, _ in counted.values())
+    ]
+    losses = {
+        row: [_loss(estimate, direction) for estimates, direction in counted.values() if (estimate := estimates[row])]
+        for row in complete
+    }
+    if all(low == high for row in losses.values() for _, low, high, _ in row):
+        return [None] * rows
+    order = sorted(complete, key=lambda row: losses[row])  # so that the order of the rows picks no other random numbers
+    scores = np.zeros((draws, len(order)))
+    for place, name in enumerate(counted):
+        stream = 1 + place if name in alone else 0
+        drawn = _draw([losses[row][place] for row in order], draws, stream)
+        best, worst = drawn.min(axis=1, keepdims=True), drawn.max(axis=1, keepdims=True)
+        spread = np.where(worst > best, worst - best, 1.0)
+        normalized = np.where(worst > best, FLOOR + (1.0 - FLOOR) * (worst - drawn) / spread, 1.0)
+        scores += weights[name] * normalized
+    highest = np.isclose(scores, scores.max(axis=1, keepdims=True), rtol=0, atol=1e-12)
+    shares = (highest / highest.sum(axis=1, keepdims=True)).mean(axis=0)
+    return [float(shares[order.index(row)]) if row in losses else None for row in range(rows)]
+
+
 _Loss = tuple[float, float, float, int]
 
 
@@ -58,17 +111,14 @@ def _loss(estimate: Estimate, direction: Direction) -> _Loss:
     return (estimate.value, low, high, n) if direction == "lower" else (-estimate.value, -high, -low, n)
 
 
-def _draw(losses: Sequence[_Loss], draws: int) -> np.ndarray:
+def _draw(losses: Sequence[_Loss], draws: int, stream: int = 0) -> np.ndarray:
+    """Draws `[draws, rows]`; the same stream gives a row the same quantile in each of its columns."""
     from scipy.special import ndtri, stdtrit
 
     columns = []
     for position, (value, low, high, n) in enumerate(losses):
         # one stream per row: a row's numbers do not depend on how many the rows before it took
-        random = np.random.default_rng([_SEED, position])
-        if n:
-            deviates, reach = random.standard_t(n - 1, draws), float(stdtrit(n - 1, 0.975))
-        else:
-            deviates, reach = random.standard_normal(draws), float(ndtri(0.975))
-        scaled = deviates / reach
+        quantiles = np.random.default_rng([_SEED, stream, position]).random(draws)
+        scaled = stdtrit(n - 1, quantiles) / stdtrit(n - 1, 0.975) if n else ndtri(quantiles) / ndtri(0.975)
         columns.append(value + np.where(scaled > 0, scaled * (high - value), scaled * (value - low)))
     return np.stack(columns, axis=1)

@@ -3,8 +3,10 @@
 from dataclasses import dataclass, field
 
 from efficientllm import metrics, registry
+from efficientllm.ranking.rank import Estimate
 from efficientllm.ranking.results import AVERAGE_RANK, Ranked, Result
 from efficientllm.ranking.score import weighted_scores
+from efficientllm.ranking.stability import highest_score_shares
 from efficientllm.reporting.evidence import Evidence
 from efficientllm.reporting.flags import doubts, noise
 from efficientllm.reporting.gaps import Gap, Gaps
@@ -58,13 +60,14 @@ class TableRow:
 
 @dataclass(frozen=True)
 class GroupTable:
-    """Rows that are ranked against each other; `best` names those with the highest score."""
+    """Rows that are ranked against each other; `best` names those with the highest score, `sure` says in how many draws."""
 
     id: str
     key: str
     label: str
     rows: list[TableRow]
     best: str
+    sure: str | None
 
 
 @dataclass(frozen=True)
@@ -121,8 +124,13 @@ def _group_table(evidence: Evidence, gaps: Gaps, group: Group, columns: list[Col
             )
         )  # fmt: skip
     highest = max((score for score in scores.values() if score is not None), default=None)
-    best = listing(row.label for row in group.rows if highest is not None and scores[row.technique] == highest)
-    return GroupTable(identifier(prefix, "group", group.axis, group.key), group.key, group.label, rows, best)
+    best = [row for row in group.rows if highest is not None and scores[row.technique] == highest]
+    shares = _highest_score_shares(group)
+    known = [share for row in best if (share := shares[row.technique]) is not None]
+    return GroupTable(
+        identifier(prefix, "group", group.axis, group.key), group.key, group.label, rows,
+        listing(row.label for row in best), percent(min(1.0, sum(known))) if known else None,
+    )  # fmt: skip
 
 
 def equal_weight_scores(group: Group) -> dict[str, float | None]:
@@ -132,6 +140,25 @@ def equal_weight_scores(group: Group) -> dict[str, float | None]:
         key: {row.technique: group.standings[row.technique, key].normalized for row in group.rows} for key in keys
     }
     return weighted_scores(normalized, dict.fromkeys(keys, 1.0))
+
+
+def _highest_score_shares(group: Group) -> dict[str, float | None]:
+    """In which share of draws each row has the highest score with equal weights."""
+    entries = metrics.ranked_metrics(group.axis)
+    columns = {
+        entry.key: ([_estimate(group, row.technique, entry.key) for row in group.rows], entry.direction)
+        for entry in entries
+    }
+    weights = dict.fromkeys(columns, 1.0)
+    shares = highest_score_shares(columns, weights, alone=[metrics.PERFORMANCE[group.axis]])
+    return {row.technique: share for row, share in zip(group.rows, shares, strict=True)}
+
+
+def _estimate(group: Group, technique: str, key: str) -> Estimate | None:
+    result = group.results[technique, key]
+    if result.value is None or group.standings[technique, key].normalized is None:
+        return None
+    return Estimate(result.value, result.ci_low, result.ci_high, result.n)
 
 
 def _column(axis: str, entry: metrics.Metric, results: list[Result]) -> Column:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from efficientllm.ranking.rank import Estimate
-from efficientllm.ranking.stability import DRAWS, rank_stability
+from efficientllm.ranking.stability import DRAWS, highest_score_shares, rank_stability
 
 NUMBERS = st.integers(-20, 20).map(float)
 ESTIMATES = st.builds(
@@ -64,3 +64,51 @@ def test_order_unit_and_direction_do_not_matter(column, direction, random) -> No
     assert rank_stability(scaled, direction, draws=FEW) == found
     flipped = [e and Estimate(-e.value, -e.high, -e.low, e.n) for e in column]
     assert rank_stability(flipped, "lower" if direction == "higher" else "higher", draws=FEW) == found
+
+
+def test_of_one_metric_the_highest_score_is_the_first_rank() -> None:
+    column = [Estimate(0.0, -1.96, 1.96), Estimate(1.0, -0.96, 2.96)]
+    expected = 0.5 * (1 + math.erf(1 / math.sqrt(2) / math.sqrt(2)))
+    found = highest_score_shares({"loss": (column, "lower")}, {"loss": 1.0})
+    assert found == pytest.approx([expected, 1 - expected], abs=ERROR)
+
+
+def test_metrics_that_are_off_together_do_not_average_out() -> None:
+    """Three names of one latency leave the winner as unsure as one; three that are independent would make it surer."""
+    column = [Estimate(0.0, -1.96, 1.96), Estimate(1.0, -0.96, 2.96)]
+    one = highest_score_shares({"latency": (column, "lower")}, {"latency": 1.0})
+    three = dict.fromkeys(("latency", "seconds", "joules"), (column, "lower"))
+    assert highest_score_shares(three, dict.fromkeys(three, 1.0)) == one  # type: ignore[arg-type]
+    (first, _) = highest_score_shares(three, dict.fromkeys(three, 1.0), alone=["seconds", "joules"])  # type: ignore[arg-type]
+    assert first is not None and one[0] is not None and first > one[0]
+
+
+def test_shares_where_values_or_intervals_are_missing() -> None:
+    sure, none = Estimate(1.0, 0.9, 1.1), Estimate(2.0)
+    assert highest_score_shares({"loss": ([sure, None, Estimate(9.0, 8.9, 9.1)], "lower")}, {"loss": 1.0}) == [
+        1.0,
+        None,
+        0.0,
+    ]
+    assert highest_score_shares({"loss": ([none, none], "lower")}, {"loss": 1.0}) == [None, None]
+    assert highest_score_shares({"loss": ([sure, sure], "lower"), "speed": ([none, none], "higher")}, {"speed": 1.0}) == [
+        None, None,
+    ]  # fmt: skip
+    assert highest_score_shares({}, {}) == []
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(ESTIMATES, ESTIMATES), min_size=1, max_size=5), st.randoms())
+def test_highest_scores_do_not_depend_on_the_order(rows: list[tuple[Estimate, Estimate]], random: object) -> None:
+    def shares(given: list[tuple[Estimate, Estimate]]) -> list[float | None]:
+        columns = {"loss": ([one for one, _ in given], "lower"), "speed": ([two for _, two in given], "higher")}
+        return highest_score_shares(columns, {"loss": 1.0, "speed": 2.0}, alone=["loss"], draws=FEW)  # type: ignore[arg-type]
+
+    found = shares(rows)
+    order = list(range(len(rows)))
+    random.shuffle(order)  # type: ignore[attr-defined]
+    moved = shares([rows[place] for place in order])
+    if len(set(rows)) == len(rows):
+        assert moved == [found[place] for place in order]
+    if None not in found:
+        assert sum(share for share in found if share is not None) == pytest.approx(1.0)

@@ -197,6 +197,9 @@ def test_values_sort_within_their_group_and_gaps_stay_last(page) -> None:
 
 def test_weights_reorder_and_limits_recommend(page, run) -> None:
     heaviest = "average_energy_consumption"
+    verdict = page.locator("#verdict-tune")
+    equal = verdict.text_content()
+    assert "% of draws" in equal, "how sure the highest score is"
     page.locator(".axis-tune .choose summary").click()
     page.locator(f".axis-tune [data-kind=w][data-key={heaviest}]").fill("5")
     expected = []
@@ -212,6 +215,10 @@ def test_weights_reorder_and_limits_recommend(page, run) -> None:
         names = sorted(known, key=lambda name: -scores[name]) + [name for name in scores if scores[name] is None]
         expected += [f"row-tune-{group.key}-{name}".replace("_", "-") for name in names]
     assert shown_rows(page, "tune") == expected
+    assert "draws" not in verdict.text_content(), "nobody has drawn with these weights"
+    page.locator(f".axis-tune [data-kind=w][data-key={heaviest}]").fill("1")
+    assert verdict.text_content() == equal
+    page.locator(f".axis-tune [data-kind=w][data-key={heaviest}]").fill("5")
     assert page.locator(".axis-tune tr.recommended").count() == 2
     assert page.locator(f"#{expected[0]} .pick").is_visible()
     page.locator(".axis-tune [data-kind=within]").fill("2")

@@ -141,7 +141,7 @@
     for (const body of table.tBodies) {
       const rows = all("tr[data-row]", body), of = (row) => number(row.cells[column]?.dataset.v);
       rows.sort((a, b) => a.place - b.place);
-      // missing values stay last, ties keep the table's order
+      // missing values last, ties in the table's order
       if (column >= 0) rows.sort((a, b) => isNaN(of(a)) - isNaN(of(b)) || (way === "desc" ? of(b) - of(a) : of(a) - of(b)) || 0);
       body.append(...rows);
     }
@@ -151,7 +151,7 @@
     for (const panel of panels) {
       const axis = panel.dataset.axis, table = panel.querySelector("table");
       const weighed = Object.values(view.w[axis] || {}).some((weight) => weight !== 1);
-      const limited = axis in view.within || Object.keys(view.lim[axis] || {}).length > 0;
+      const limited = axis in view.within || Object.keys(view.lim[axis] || {}).length;
       const named = [];
       let candidates = 0, rows = 0;
       for (const body of table.tBodies) {
@@ -159,9 +159,8 @@
         const judged = judge(panel, body);
         const met = judged.filter((one) => one.meets);
         const top = Math.max(...met.map((one) => one.score).filter((score) => !isNaN(score)));
-        const first = met.filter((one) => one.score === top);
         for (const { row, score, meets } of judged) {
-          const cell = row.cells[row.cells.length - 1], pick = (weighed || limited) && meets && score === top;
+          const cell = row.lastElementChild, pick = (weighed || limited) && meets && score === top;
           cell.textContent = isNaN(score) ? "–" : score.toFixed(2);
           if (isNaN(score)) delete cell.dataset.v; else cell.dataset.v = score;
           row.hidden = !meets || !`${row.cells[0].firstChild.textContent} ${label}`.toLowerCase().includes(view.q.toLowerCase());
@@ -172,13 +171,13 @@
         body.hidden = judged.every(({ row }) => row.hidden);
         candidates += met.length;
         rows += judged.length;
-        const winners = first.map(({ row }) => row.cells[0].firstChild.textContent.trim()).join(", ") || "none";
-        named.push(make("span", {}, `${label}: `, make("strong", {}, winners)));
+        const winners = met.filter((one) => one.score === top).map(({ row }) => row.cells[0].firstChild.textContent.trim()).join(", ") || "none";
+        named.push(make("span", {}, `${label}: `, make("strong", {}, winners), limited || weighed ? "" : body.dataset.sure));
       }
       const verdict = byId(`verdict-${axis}`);
       verdict.replaceChildren(
         limited ? `${candidates} of ${rows} rows meet your limits. ` : "",
-        `${limited || weighed ? "Recommended, by the highest score with " : "Highest score with "}${weighed ? "your" : "equal"} weights: `, ...named);
+        `${limited || weighed ? "Recommended, by the highest" : "Highest"} score with ${weighed ? "your" : "equal"} weights: `, ...named);
       if (weighed && !view.sort[table.id]) { view.sort[table.id] = ["score", "desc"]; order(table); delete view.sort[table.id]; }
       else order(table);
       for (const field of all("[data-kind]", panel)) {

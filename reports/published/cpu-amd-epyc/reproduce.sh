@@ -1,0 +1,10 @@
+#!/bin/sh
+# Repeats this run beside the clone that holds this folder. What depends on the machine is measured anew.
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+copy=$(git -C "$here" rev-parse --show-toplevel)/../efficientllm-cpu-amd-epyc
+git -C "$here" worktree add --detach "$copy" 4399df68927f9f9bcdb22c3c4cd5345c27d27000
+cd "$copy"
+cp "$here/params.yaml" params.yaml
+cp "$here/profile.yaml" profiles/cpu.yaml
+make repro
