@@ -3,7 +3,7 @@
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 copy=$(git -C "$here" rev-parse --show-toplevel)/../efficientllm-cpu-amd-epyc
-git -C "$here" worktree add --detach "$copy" 4399df68927f9f9bcdb22c3c4cd5345c27d27000
+git -C "$here" worktree add --detach "$copy" 7846f2dbbd266390f97864d5c6ba6b34c84da100
 cd "$copy"
 cp "$here/params.yaml" params.yaml
 cp "$here/profile.yaml" profiles/cpu.yaml
