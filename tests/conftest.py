@@ -5,11 +5,11 @@ import tempfile
 
 import pytest
 
-from efficientllm.device_lock import FOLDER_VARIABLE
-
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # before torch is imported: one thread for each worker, or the workers' threads wait for one another
+    # before anything imports torch: one thread for each worker, or the workers' threads wait for one another
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from efficientllm.device_lock import FOLDER_VARIABLE  # which imports torch
 
 # the cells of tests that run at the same time do not wait for one another
 os.environ[FOLDER_VARIABLE] = tempfile.mkdtemp(prefix="efficientllm-locks-")
