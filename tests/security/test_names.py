@@ -15,27 +15,24 @@ pytestmark = [pytest.mark.slow, pytest.mark.exhaustive]
 RUN = {"size": "small", "block": "pre_norm", "mixer": "gqa", "position": "rope", "feedforward": "swiglu"}
 
 
+SEEM_TO_HAVE_RUN = (
+    "data", "base/small", "pretrain/dense_small", "pretrain/dense_medium", "tune/lora-small", "quantize/int4-small",
+)  # fmt: skip
+
+
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    return working_copy(tmp_path_factory.mktemp("names") / "project")
+
+
+@pytest.fixture
+def project(copy: Project):
     """A copy whose earlier stages seem to have run, so that nothing but the names stops a stage."""
-    copy = working_copy(tmp_path_factory.mktemp("names") / "project")
-    for folder in (
-        "data",
-        "base/small",
-        "pretrain/dense_small",
-        "pretrain/dense_medium",
-        "tune/lora-small",
-        "quantize/int4-small",
-    ):
-        (copy.root / "artifacts" / folder).mkdir(parents=True)
+    for folder in SEEM_TO_HAVE_RUN:  # anew for each test: `dvc exp run` takes away what no stage has made
+        (copy.root / "artifacts" / folder).mkdir(parents=True, exist_ok=True)
         (copy.root / "artifacts" / folder / "file").write_text("x")
-    return copy
-
-
-@pytest.fixture(autouse=True)
-def restored(project: Project):
-    yield
-    project.run("git", "checkout", "-q", ".")
+    yield copy
+    copy.run("git", "checkout", "-q", ".")
 
 
 def change(project: Project, **values: object) -> None:
