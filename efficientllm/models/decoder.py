@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from efficientllm.errors import CellFailure
 from efficientllm.models.cache import BlockState, DecodingCache
 from efficientllm.models.components import component
 from efficientllm.models.config import DecoderConfig
@@ -96,7 +97,16 @@ class Decoder(nn.Module):
         Args:
             inside_hooks: Compile what the blocks' hooks enclose, and leave the hooks out: FSDP gathers a block's weights
                 in them, at which a program that held them would break off.
+
+        Raises:
+            CellFailure: The model lies on a CPU, for which torch.compile cannot compile one of its components.
         """
+        if self.embed_tokens.weight.device.type == "cpu":
+            for part in self.components():
+                if not part.compiles_on_cpu:
+                    raise CellFailure(
+                        f"torch.compile cannot compile {type(part).__name__} for a CPU: set training.compile to none or auto"
+                    )
         if inside_hooks:
             for block in self.layers:
                 block.forward = _compiled_for_training(block)

@@ -86,6 +86,8 @@ class Component(nn.Module):
     reference_kernel: str = "plain PyTorch"
     fast_kernel: str | None = None
     """What the fast implementation is, as records show it; None where there is but one."""
+    compiles_on_cpu: bool = True
+    """Whether torch.compile's programs for a CPU train it rightly."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()

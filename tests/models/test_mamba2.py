@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from efficientllm.errors import ParameterError
+from efficientllm.errors import CellFailure, ParameterError
 from efficientllm.models.build import build_decoder
 from efficientllm.models.components import component
 from efficientllm.models.interfaces import Span
 from efficientllm.models.state_space import chunked_scan, recurrent_scan
+from tests.models.conftest import config_of
 
 OPTIONS = {"expand": 2, "head_dim": 16, "state_size": 8, "groups": 2, "chunk": 8}
 NAMES = {
@@ -107,3 +108,10 @@ def test_initial_decays_and_steps(make_config):
 def test_unfit_shapes(make_config, options, message):
     with pytest.raises(ParameterError, match=message):
         build_decoder(make_config(mixer="mamba2", position="none", mixer_options=options))
+
+
+def test_a_compiler_that_breaks_it_is_refused() -> None:
+    """torch 2.13's program for a CPU corrupts the memory of the process."""
+    config = config_of(mixer="mamba2", position="none", mixer_options=OPTIONS)
+    with pytest.raises(CellFailure, match="cannot compile Mamba2 for a CPU: set training.compile to none"):
+        build_decoder(config).compile_blocks()

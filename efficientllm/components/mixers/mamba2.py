@@ -42,6 +42,7 @@ class Mamba2(Mixer):
     Options = Mamba2Options
     reference_kernel = "token-by-token recurrence"
     fast_kernel = "chunked state-space duality"
+    compiles_on_cpu = False  # torch 2.13: the compiled backward pass writes past its buffers, and the process dies
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__(config)
