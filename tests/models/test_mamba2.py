@@ -113,5 +113,5 @@ def test_unfit_shapes(make_config, options, message):
 def test_a_compiler_that_breaks_it_is_refused() -> None:
     """torch 2.13's program for a CPU corrupts the memory of the process."""
     config = config_of(mixer="mamba2", position="none", mixer_options=OPTIONS)
-    with pytest.raises(CellFailure, match="cannot compile Mamba2 for a CPU: set training.compile to none"):
+    with pytest.raises(CellFailure, match=r"cannot compile Mamba2 for a CPU: set training\.compile to none"):
         build_decoder(config).compile_blocks()
