@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +143,9 @@ def _work(arguments: argparse.Namespace) -> None:
                 report.write_text(json.dumps(measured))
     except Exception as error:  # a row that fails is a result too
         message = str(error).splitlines()[0][:200] if str(error) else ""
-        report.write_text(json.dumps({"failure": f"{type(error).__name__}: {message}"}))
+        # the first failure counts: that of the other processes is that they have lost this one
+        with suppress(FileExistsError), report.open("x") as stream:
+            json.dump({"failure": f"{type(error).__name__}: {message}"}, stream)
         raise SystemExit(1) from error
 
 

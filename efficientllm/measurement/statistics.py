@@ -78,13 +78,14 @@ def summarize(
         window_s: Mean length of a repeat's window in seconds.
     """
     values = np.asarray(repeats, dtype=float)
+    middle = float(np.median(values))
     low, high = repeats_interval(repeats) or (None, None)
     spread = variation(repeats)
     known = metric(key)
     if known.is_share and high is not None:
-        high = max(min(high, 100.0), float(np.median(values)))
+        high = max(min(high, 100.0), middle)
     return Value(
-        value=float(np.median(values)), unit=known.unit, direction=known.direction, source=source, method=method,
+        value=middle, unit=known.unit, direction=known.direction, source=source, method=method,
         n=len(values), repeats=[float(value) for value in values], ci_low=low, ci_high=high,
         coefficient_of_variation=spread, noisy=spread is not None and spread > NOISY, window_s=window_s,
     )  # fmt: skip
