@@ -122,31 +122,38 @@ def _measured(
     server: Server = Ours(model, *shape) if engine == "ours" else Theirs(model, *shape, static=engine == "static")
     vocabulary = embedding(model).shape[0]
     prompts = torch.randint(vocabulary, shape[:2], generator=torch.Generator().manual_seed(1)).to(device)
-    for _ in range(2):  # compiles, records, tunes
-        tokens = server.request(prompts)
-        server.prefill(prompts)
+    server.warm_up(prompts)
     _wait(device)
     warmup = time.perf_counter() - started
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    times = [_token_times(server, prompts, device) for _ in range(arguments.repeats)]
+    times: list[list[float]] = []
+
+    def request() -> torch.Tensor:
+        clock = Clock(device)
+        tokens = server.request(prompts, clock)
+        _wait(device)
+        times.append(server.times if isinstance(server, Ours) else clock.seconds())
+        return tokens
+
+    request_seconds, request_joules, tokens = _window(request, arguments, device, nvml)
+    prefill_seconds, prefill_joules, _ = _window(lambda: server.prefill(prompts), arguments, device, nvml)
     gaps = [later - earlier for batch_times in times for earlier, later in itertools.pairwise(batch_times)]
-    request = _window(lambda: server.request(prompts), arguments, device, nvml)
-    prefill = _window(lambda: server.prefill(prompts), arguments, device, nvml)
     step = statistics.median(gaps)
     count, decoded = batch * arguments.output, batch * (arguments.output - 1)
     read = bytes_per_step(model, batch, arguments.prompt + arguments.output / 2)
-    joules = None if request[1] is None or prefill[1] is None else (request[1], prefill[1])
+    joules = None if request_joules is None or prefill_joules is None else (request_joules, prefill_joules)
     return tokens, {
         "ttft_ms": 1000 * statistics.median(batch_times[0] for batch_times in times),
         "itl_ms_p50": 1000 * step,
         "itl_ms_p95": 1000 * sorted(gaps)[int(0.95 * (len(gaps) - 1))],
-        "requests_per_second": batch / request[0],
-        "tokens_per_second": count / request[0],
+        "prefill_ms": 1000 * prefill_seconds,
+        "requests_per_second": batch / request_seconds,
+        "tokens_per_second": count / request_seconds,
         "weights_gib": bytes_in_memory(model) / GIB,
         "cache_gib": batch * (arguments.prompt + arguments.output) * cache_bytes_per_token(model) / GIB,
         "peak_gib": torch.cuda.max_memory_allocated(device) / GIB if device.type == "cuda" else None,
-        "watts": joules and joules[0] / request[0],
+        "watts": joules and joules[0] / request_seconds,
         "joules_per_token": joules and joules[0] / count,
         "prefill_joules_per_token": joules and joules[1] / (batch * arguments.prompt),
         "decode_joules_per_token": joules and (joules[0] - joules[1]) / decoded,
@@ -156,29 +163,21 @@ def _measured(
     }
 
 
-def _token_times(server: Server, prompts: torch.Tensor, device: torch.device) -> list[float]:
-    clock = Clock(device)
-    _wait(device)
-    server.request(prompts, clock)
-    _wait(device)
-    return server.times if isinstance(server, Ours) else clock.seconds()
-
-
 def _window(
     call: Callable[[], Any], arguments: argparse.Namespace, device: torch.device, nvml: NvmlDevice | None
-) -> tuple[float, float | None]:
-    """Seconds and joules per call, over a window of at least the asked length and number of calls."""
+) -> tuple[float, float | None, Any]:
+    """Seconds and joules per call, over a window of at least the asked length and number of calls; and the last result."""
     _wait(device)
     before = None if nvml is None else nvml.joules()
-    started, calls = time.perf_counter(), 0
+    started, calls, result = time.perf_counter(), 0, None
     while calls < arguments.repeats or time.perf_counter() - started < arguments.seconds:
-        call()
+        result = call()
         _wait(device)
         calls += 1
     seconds = time.perf_counter() - started
     after = None if nvml is None else nvml.joules()
     joules = None if before is None or after is None or after <= before else (after - before) / calls
-    return seconds / calls, joules
+    return seconds / calls, joules, result
 
 
 def _wait(device: torch.device) -> None:
@@ -225,7 +224,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--output", type=int, default=128)
     parser.add_argument("--seconds", type=float, default=2.0, help="shortest window of time and energy")
-    parser.add_argument("--repeats", type=int, default=3, help="timed requests, and fewest calls of a window")
+    parser.add_argument("--repeats", type=int, default=3, help="fewest requests of a window")
     parser.add_argument(
         "--profile", default="profiles/gpu.yaml", help="whose block `quantize` holds the precisions' parameters"
     )

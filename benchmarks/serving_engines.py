@@ -49,6 +49,8 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 
 ENGINES = ("generate", "static", "ours")
 
+_WARM_UP_TOKENS = 4
+
 
 class Server(Protocol):
     """An engine with its model, ready for batches of one shape."""
@@ -56,6 +58,9 @@ class Server(Protocol):
     @property
     def execution(self) -> str:
         """What ran."""
+
+    def warm_up(self, prompts: torch.Tensor) -> None:
+        """Compiles, records and tunes whatever is, so that requests are as fast as they will be."""
 
     def request(self, prompts: torch.Tensor, clock: Clock | None = None) -> torch.Tensor:
         """Generates, marking each token on the clock; may return before the device has finished."""
@@ -75,6 +80,10 @@ class Ours:
     def execution(self) -> str:
         """What ran."""
         return self._engine.execution
+
+    def warm_up(self, prompts: torch.Tensor) -> None:
+        """Nothing is compiled; the engine has run every step before it recorded them."""
+        self.request(prompts)
 
     def request(self, prompts: torch.Tensor, clock: Clock | None = None) -> torch.Tensor:
         """Generates; the engine has a clock of its own, whose times `times` holds then."""
@@ -100,6 +109,15 @@ class Theirs:
         if not self._static:
             return "default cache, eager"
         return f"static cache, {'eager' if getattr(self._model, '_compiled_call', None) is None else 'compiled'}"
+
+    def warm_up(self, prompts: torch.Tensor) -> None:
+        """A static cache is compiled for its whole length, by which it has to be warmed up; else a few tokens do."""
+        if self._static:
+            self.request(prompts)
+            self.request(prompts)
+        else:
+            self._generate(prompts, _WARM_UP_TOKENS, lambda ids, scores: scores)
+        self.prefill(prompts)
 
     def request(self, prompts: torch.Tensor, clock: Clock | None = None) -> torch.Tensor:
         """Generates; a logits processor is called once a token, and marks it."""

@@ -51,6 +51,7 @@ class Decoder(nn.Module):
         self.config = config
         self.gradient_checkpointing = False
         self._compiled: list[Callable[..., Any]] | None = None
+        self._compiled_decoding: list[Callable[..., Any]] | None = None
         block_class = component("block", config.block)
         self.embed_tokens = nn.Embedding(config.vocabulary_size, config.hidden_size)
         self.position: Position = component("position", config.position)(config)
@@ -113,6 +114,26 @@ class Decoder(nn.Module):
             self._compiled = list(self.layers)
         else:
             self._compiled = [torch.compile(block, dynamic=False) for block in self.layers]
+
+    def compile_decoding(self) -> str | None:
+        """Compiles the blocks for decoding token by token behind a cache, once for all batch sizes and positions.
+
+        A step of a small batch consists of small kernels, several to a norm or a rotation, and the compiler fuses them.
+        As in training all blocks run one program.
+
+        Returns:
+            Why the blocks stay as they are, or None.
+        """
+        for part in self.components():
+            if not part.compiles_decoding:
+                return f"{type(part).__name__} takes another path every few positions"
+        if self._compiled_decoding is None:
+            self._compiled_decoding = [torch.compile(block, dynamic=True) for block in self.layers]
+        return None
+
+    def decode_uncompiled(self) -> None:
+        """Takes `compile_decoding` back."""
+        self._compiled_decoding = None
 
     @property
     def _mixer(self) -> Mixer:
@@ -216,6 +237,8 @@ class Decoder(nn.Module):
         blocks: Sequence[Callable[..., Any]] = self.blocks()
         if self._compiled is not None and self.training and cache is None:
             blocks = self._compiled
+        elif self._compiled_decoding is not None and cache is not None and span.length == 1:
+            blocks = self._compiled_decoding
         for layer, block in enumerate(blocks):
             state = None if cache is None else cache.blocks[layer]
             parts = (None, None) if state is None else state.parts()

@@ -88,6 +88,8 @@ class Component(nn.Module):
     """What the fast implementation is, as records show it; None where there is but one."""
     compiles_on_cpu: bool = True
     """Whether torch.compile's programs for a CPU train it rightly."""
+    compiles_decoding: bool = True
+    """Whether one compiled program decodes at every position."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()

@@ -5,11 +5,13 @@ the cache, the prompts, the tokens. Nothing is read back from the device between
 
 On a GPU every step is recorded once as a CUDA graph, one for the prompt and one for each position, and later only
 replayed. A decoding step of a small model takes the device a fraction of the time that the host needs to launch its
-kernels one by one; without graphs one would measure Python. A graph of its own for each position lets each step read
-just the tokens that are there, and every architecture be recorded as it is.
+kernels one by one; without graphs one would measure Python. Decoding is compiled block by block before: between its matrix
+products stand dozens of kernels that take the device longer to start than to compute. A graph of its own for each position
+lets each step read just the tokens that are there, and every architecture be recorded as it is.
 """
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -64,13 +66,10 @@ class GreedyEngine:
         self._tokens = torch.zeros(batch_size, output_length, dtype=torch.long, device=self._device)
         # not kept as steps of its own, whose references to itself would keep the cache alive until the next collection
         self._graphs: list[Step] = []
+        self._most_likely: Callable[[torch.Tensor], torch.Tensor] = _most_likely
         self.execution = f"launched kernel by kernel ({self._device.type.upper()})"
         if self._device.type == "cuda":
-            try:
-                self._graphs = record([functools.partial(self._launch, i) for i in range(output_length)], self._device)
-                self.execution = "CUDA graphs, one per position"
-            except RecordingError as obstacle:
-                self.execution = f"launched kernel by kernel (no CUDA graphs: {obstacle})"
+            self._record(output_length)
 
     @property
     def prompt_length(self) -> int:
@@ -120,6 +119,32 @@ class GreedyEngine:
         for index in range(1, self._tokens.shape[1]):
             self._step(index)
 
+    def _record(self, output_length: int) -> None:
+        steps = [functools.partial(self._launch, index) for index in range(output_length)]
+        compilation = "decoding compiled block by block"
+
+        def compile_steps() -> None:
+            nonlocal compilation
+            obstacle = self._decoder.compile_decoding()
+            self._most_likely = torch.compile(_most_likely, dynamic=True)
+            try:
+                for step in steps[:2]:
+                    step()
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:  # the kind that PyTorch's compiler raises
+                obstacle = str(error).strip().splitlines()[0]
+                self._decoder.decode_uncompiled()
+                self._most_likely = _most_likely
+            compilation = compilation if obstacle is None else f"not compiled: {obstacle}"
+
+        try:
+            self._graphs = record(steps, self._device, compile_steps)
+            self.execution = f"CUDA graphs, one per position; {compilation}"
+        except RecordingError as obstacle:
+            self._decoder.decode_uncompiled()
+            self.execution = f"launched kernel by kernel (no CUDA graphs: {obstacle})"
+
     def _step(self, index: int) -> None:
         """Computes the tokens at one index: the first from the prompts, each later one from the one before."""
         if self._graphs:
@@ -137,8 +162,12 @@ class GreedyEngine:
 
     def _advance(self, inputs_bt: torch.Tensor, index: int) -> None:
         hidden = self._decoder.hidden_states(inputs_bt, cache=self.cache)
-        self._tokens[:, index] = self._decoder.project(hidden[:, -1]).argmax(dim=-1)
+        self._tokens[:, index] = self._most_likely(self._decoder.project(hidden[:, -1]))
 
     def _synchronize(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
+
+
+def _most_likely(logits_bv: torch.Tensor) -> torch.Tensor:
+    return logits_bv.argmax(dim=-1)  # PyTorch's kernel has one row of a large vocabulary read by a single block

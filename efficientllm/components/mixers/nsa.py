@@ -47,6 +47,7 @@ class NativeSparseAttention(Mixer):
     Options = SparseOptions
     reference_kernel = "masked scores of a few queries at a time"
     fast_kernel = "block-sparse Triton kernels"
+    compiles_decoding = False  # a token that completes a block takes another path than one that does not
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__(config)
