@@ -6,12 +6,14 @@ the cache, the prompts, the tokens. Nothing is read back from the device between
 On a GPU every step is recorded once as a CUDA graph, one for the prompt and one for each position, and later only
 replayed. A decoding step of a small model takes the device a fraction of the time that the host needs to launch its
 kernels one by one; without graphs one would measure Python. Decoding is compiled block by block before: between its matrix
-products stand dozens of kernels that take the device longer to start than to compute. A graph of its own for each position
-lets each step read just the tokens that are there, and every architecture be recorded as it is.
+products stand dozens of kernels that take the device longer to start than to compute. Compiled steps are kept where they
+are faster. A graph of its own for each position lets each step read just the tokens that are there, and every architecture
+be recorded as it is.
 """
 
 import functools
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +21,9 @@ import torch
 from efficientllm.models.decoder import Decoder
 from efficientllm.serving.clock import Clock
 from efficientllm.serving.graphs import RecordingError, Step, record
+
+_COMPARED, _TRIES = 5, 5
+"""The prompt and four tokens, by whose time compiled steps are compared with others."""
 
 PASS_TOKENS = 32768
 """Prompt tokens, over the whole batch, that are computed in one pass; longer prompts take several, as servers do."""
@@ -120,30 +125,54 @@ class GreedyEngine:
             self._step(index)
 
     def _record(self, output_length: int) -> None:
+        """Records all steps, compiled where that is possible and faster, or says why they cannot be recorded."""
         steps = [functools.partial(self._launch, index) for index in range(output_length)]
-        compilation = "decoding compiled block by block"
-
-        def compile_steps() -> None:
-            nonlocal compilation
-            obstacle = self._decoder.compile_decoding()
-            self._most_likely = torch.compile(_most_likely, dynamic=True)
-            try:
-                for step in steps[:2]:
-                    step()
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError as error:  # the kind that PyTorch's compiler raises
-                obstacle = str(error).strip().splitlines()[0]
-                self._decoder.decode_uncompiled()
-                self._most_likely = _most_likely
-            compilation = compilation if obstacle is None else f"not compiled: {obstacle}"
-
         try:
-            self._graphs = record(steps, self._device, compile_steps)
-            self.execution = f"CUDA graphs, one per position; {compilation}"
+            plain = record(steps[:_COMPARED], self._device)
+            obstacle = self._compile(steps)
+            self._graphs = record(steps, self._device)
+            if obstacle is None and self._seconds(self._graphs) > self._seconds(plain):
+                obstacle = (
+                    "that would be slower"  # as where it takes packed weights apart for the library's own product
+                )
+                self._decode_uncompiled()
+                self._graphs = record(steps, self._device)
+            how = "decoding compiled block by block" if obstacle is None else f"decoding not compiled: {obstacle}"
+            self.execution = f"CUDA graphs, one per position; {how}"
         except RecordingError as obstacle:
-            self._decoder.decode_uncompiled()
             self.execution = f"launched kernel by kernel (no CUDA graphs: {obstacle})"
+
+    def _compile(self, steps: Sequence[Step]) -> str | None:
+        """Has decoding run compiled from now on, or says why not."""
+        obstacle = self._decoder.compile_decoding()
+        if obstacle is not None:
+            return obstacle
+        self._most_likely = torch.compile(_most_likely, dynamic=True)
+        try:
+            for step in steps[:_COMPARED]:
+                step()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # the kind that PyTorch's compiler raises
+            self._decode_uncompiled()
+            return str(error).strip().splitlines()[0]
+        return None
+
+    def _decode_uncompiled(self) -> None:
+        self._decoder.decode_uncompiled()
+        self._most_likely = _most_likely
+
+    def _seconds(self, graphs: list[Step]) -> float:
+        """The shortest time in which the first decoding steps are replayed."""
+        times = []
+        for _ in range(_TRIES):
+            self._synchronize()
+            started = time.perf_counter()
+            for replay in graphs[1:_COMPARED]:
+                replay()
+            self._synchronize()
+            times.append(time.perf_counter() - started)
+        return min(times)
 
     def _step(self, index: int) -> None:
         """Computes the tokens at one index: the first from the prompts, each later one from the one before."""

@@ -7,35 +7,37 @@ import torch
 
 Step = Callable[[], None]
 
-_FIRST = 3
-"""Steps after which nothing new is prepared: the prompt, and two tokens."""
-
 
 class RecordingError(Exception):
     """A step cannot be recorded; the message says why."""
 
 
-def record(steps: Sequence[Step], device: torch.device, compile_steps: Callable[[], None]) -> list[Step]:
+def record(steps: Sequence[Step], device: torch.device) -> list[Step]:
     """Records each step as a CUDA graph; the graphs share one pool of memory and have to be replayed in this order.
 
     Before anything is recorded, all steps run while PyTorch reports every wait of the host for the device. A step that
     waits (LLM.int8() looking for outliers, a mixture that loops over its experts) could not be recorded, and a
-    recording that is broken off leaves more behind than one that was never begun. The first steps are tried in this way
-    before they are compiled too: what cannot be recorded is not worth it.
+    recording that is broken off leaves more behind than one that was never begun.
 
     Args:
         steps: Steps that write their results to tensors that exist already.
         device: The CUDA device that they run on.
-        compile_steps: Has the steps run compiled from now on.
 
     Raises:
         RecordingError: A step waits for the device, or does something else that a graph cannot hold.
     """
-    _run_first(steps)
-    _refuse_waits(steps[:_FIRST], device)
-    compile_steps()
-    _run_first(steps)
-    _refuse_waits(steps, device)
+    for step in steps[:2]:
+        step()  # what is prepared at first use (tables, handles, compiled kernels) must be neither judged nor recorded
+    torch.cuda.synchronize(device)
+    try:
+        with _waits_are_errors():
+            for step in steps:
+                step()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise RecordingError(f"the host waits for the device within a step: {_first_line(error)}") from error
+    torch.cuda.synchronize(device)
     pool = torch.cuda.graph_pool_handle()
     graphs = []
     try:
@@ -52,25 +54,6 @@ def record(steps: Sequence[Step], device: torch.device, compile_steps: Callable[
         torch.cuda.synchronize(device)
         raise RecordingError(f"a step cannot be recorded: {_first_line(error)}") from error
     return [graph.replay for graph in graphs]
-
-
-def _run_first(steps: Sequence[Step]) -> None:
-    """What is prepared at first use (tables, handles, compiled kernels) must be neither judged nor recorded."""
-    for step in steps[:_FIRST]:
-        step()
-
-
-def _refuse_waits(steps: Sequence[Step], device: torch.device) -> None:
-    torch.cuda.synchronize(device)
-    try:
-        with _waits_are_errors():
-            for step in steps:
-                step()
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        raise RecordingError(f"the host waits for the device within a step: {_first_line(error)}") from error
-    torch.cuda.synchronize(device)
 
 
 @contextmanager

@@ -154,10 +154,9 @@ def test_graphs_give_the_same_tokens(make_config: Any, changes: dict[str, Any]) 
     decoder, prompts = made(make_config, changes), prompts_of(0)
     expected = GreedyEngine(decoder, 3, 7, 9).generate(prompts).tokens
     execution, found = on_gpu(decoder, prompts)
-    uncompiled = (
-        "CUDA graphs, one per position; not compiled: NativeSparseAttention takes another path every few positions"
-    )
-    assert execution == (uncompiled if changes.get("mixer") == "nsa" else RECORDED)
+    uncompiled = "CUDA graphs, one per position; decoding not compiled: NativeSparseAttention takes another path every few positions"
+    slower = "CUDA graphs, one per position; decoding not compiled: that would be slower"
+    assert execution in ([uncompiled] if changes.get("mixer") == "nsa" else [RECORDED, slower])
     assert torch.equal(found, expected)
 
 
@@ -178,7 +177,7 @@ def test_what_waits_for_the_device_is_launched_and_says_so(
     precision(key).convert(decoder, precision(key).options(options))
     execution, _ = on_gpu(decoder, prompts_of(0))
     if recorded:
-        assert execution == RECORDED
+        assert execution.startswith("CUDA graphs, one per position")
     else:
         assert execution.startswith("launched kernel by kernel (no CUDA graphs: the host waits for the device")
     # and the device is as usable as before

@@ -12,10 +12,6 @@ from efficientllm.serving.graphs import RecordingError, record
 DEVICE = torch.device("cuda")
 
 
-def nothing() -> None:
-    """Compiles nothing."""
-
-
 class FakeCuda:
     """CUDA's calls; `mode` is the reaction to a wait, and `recording` the graph that kernels go to."""
 
@@ -71,7 +67,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
 
 def test_replays_do_what_the_steps_did(cuda: FakeCuda) -> None:
     done: list[int] = []
-    replays = record([lambda i=i: cuda.launch(lambda: done.append(i)) for i in range(4)], DEVICE, nothing)  # type: ignore[misc]
+    replays = record([lambda i=i: cuda.launch(lambda: done.append(i)) for i in range(4)], DEVICE)  # type: ignore[misc]
     done.clear()
     for replay in replays:
         replay()
@@ -83,29 +79,9 @@ def test_a_step_that_waits_is_found_before_anything_is_recorded(cuda: FakeCuda) 
     with pytest.raises(
         RecordingError, match=r"the host waits for the device within a step: called a synchronizing CUDA"
     ):
-        record([lambda: None, lambda: None, lambda: None, cuda.wait], DEVICE, nothing)
+        record([lambda: None, lambda: None, cuda.wait], DEVICE)
     assert not cuda.broken
     assert cuda.mode == 0
-
-
-def test_steps_are_compiled_before_they_are_recorded(cuda: FakeCuda) -> None:
-    compiled: list[bool] = []
-    ran: list[str] = []
-
-    def step() -> None:
-        assert cuda.mode == 0 or len(ran) > 2  # preparing may wait
-        ran.append("recorded" if cuda.recording is not None else "compiled" if compiled else "plain")
-
-    record([step, step, step, step], DEVICE, lambda: compiled.append(True))
-    assert ran == ["plain"] * 6 + ["compiled"] * 7 + ["recorded"] * 4
-    assert compiled == [True]
-
-
-def test_what_waits_is_not_compiled(cuda: FakeCuda) -> None:
-    compiled: list[bool] = []
-    with pytest.raises(RecordingError):
-        record([cuda.wait, cuda.wait], DEVICE, lambda: compiled.append(True))
-    assert not compiled
 
 
 def test_a_wait_at_first_use_only_is_none(cuda: FakeCuda) -> None:
@@ -116,7 +92,7 @@ def test_a_wait_at_first_use_only_is_none(cuda: FakeCuda) -> None:
             cuda.wait()
             prepared.append(True)
 
-    assert len(record([step, step], DEVICE, nothing)) == 2
+    assert len(record([step, step], DEVICE)) == 2
 
 
 def test_a_broken_recording_names_its_cause_rather_than_what_followed(cuda: FakeCuda) -> None:
@@ -127,7 +103,7 @@ def test_a_broken_recording_names_its_cause_rather_than_what_followed(cuda: Fake
     with pytest.raises(
         RecordingError, match=r"a step cannot be recorded: CUDA error: operation not permitted when stream"
     ):
-        record([lambda: None, hidden_wait], DEVICE, nothing)
+        record([lambda: None, hidden_wait], DEVICE)
 
 
 def test_lack_of_memory_is_no_reason_to_go_on_without_graphs(cuda: FakeCuda) -> None:
@@ -136,5 +112,5 @@ def test_lack_of_memory_is_no_reason_to_go_on_without_graphs(cuda: FakeCuda) -> 
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(torch.OutOfMemoryError):
-        record([step, step], DEVICE, nothing)
+        record([step, step], DEVICE)
     assert cuda.mode == 0
