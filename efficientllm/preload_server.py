@@ -25,6 +25,8 @@ _LIBRARIES = (
     "transformers",
     "transformers.modeling_utils",
 )
+_COMPILER = ("torch._dynamo", "torch._inductor.compile_fx")
+"""What training on a GPU needs besides; on a CPU bitsandbytes has imported it."""
 
 
 def serve(folder: str) -> None:
@@ -39,6 +41,9 @@ def serve(folder: str) -> None:
             importlib.import_module(name)
         if not _has_cuda():
             importlib.import_module("peft")  # it imports bitsandbytes, which initialises CUDA where it can
+        elif _forked_process_can_compute(after=_COMPILER):
+            for name in _COMPILER:
+                importlib.import_module(name)
         _detect_hardware()
         if not _other_threads_end() or not _forked_process_can_compute():
             (place / "refused").touch()
@@ -66,14 +71,19 @@ def _other_threads_end() -> bool:
 def _detect_hardware() -> None:
     """Lets CodeCarbon find out what machine this is, which takes seconds; forked processes inherit what it found.
 
-    With a GPU it would open NVML, which does not survive a fork: there each cell detects the hardware itself.
+    With a GPU it would open NVML, which does not survive a fork: there it finds out about the processor alone.
     """
-    if not Path("/proc/driver/nvidia").exists():
-        from efficientllm.measurement.energy import offline_tracker
+    from efficientllm.measurement.energy import offline_tracker, silence_codecarbon
 
-        tracker = offline_tracker("USA")
-        tracker.start_task("detect")
-        tracker.stop_task("detect")
+    if Path("/proc/driver/nvidia").exists():
+        from codecarbon.core import cpu, hardware_cache
+
+        silence_codecarbon()
+        hardware_cache.get_cached_tdp(cpu)
+        return
+    tracker = offline_tracker("USA")
+    tracker.start_task("detect")
+    tracker.stop_task("detect")
 
 
 def _has_cuda() -> bool:
@@ -82,18 +92,27 @@ def _has_cuda() -> bool:
     return torch.cuda.is_available()  # asks NVML and leaves CUDA alone, see `_start`
 
 
-def _forked_process_can_compute() -> bool:
-    """Tries a forked process on the GPU: had an import initialised CUDA here, none of them could use it."""
+def _forked_process_can_compute(*, after: tuple[str, ...] = ()) -> bool:
+    """Tries a forked process on the GPU: had an import initialised CUDA here, none of them could use it.
+
+    Args:
+        after: Modules to try it with: a forked process imports them and forks the one that is tried.
+    """
     if not _has_cuda():
         return True
     pid = os.fork()
     if pid == 0:
-        import torch
-
         code = 1
         try:
-            torch.zeros(1, device="cuda").cpu()
-            code = 0
+            if after:
+                for name in after:
+                    importlib.import_module(name)
+                code = 0 if _forked_process_can_compute() else 1
+            else:
+                import torch
+
+                torch.zeros(1, device="cuda").cpu()
+                code = 0
         finally:
             os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

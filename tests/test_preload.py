@@ -159,3 +159,23 @@ def test_runtime_folder_too_long_for_a_socket_is_no_obstacle(client: Client) -> 
     long.mkdir()
     done = client.run("tell", XDG_RUNTIME_DIR=str(long))
     assert done.returncode == 0, done.stderr
+
+
+def test_libraries_that_would_initialise_the_gpu_are_found_in_a_forked_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from efficientllm.preload_server import _forked_process_can_compute
+
+    class Moved:
+        def cpu(self) -> None:
+            if "colorsys" in sys.modules:
+                raise RuntimeError("CUDA was initialised before the fork")
+
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "zeros", lambda *_, **__: Moved())
+    assert _forked_process_can_compute()
+    assert _forked_process_can_compute(after=("bisect",))
+    assert not _forked_process_can_compute(after=("colorsys",))
+    assert not _forked_process_can_compute(after=("no_such_module",))
+    assert "colorsys" not in sys.modules

@@ -258,7 +258,7 @@ def offline_tracker(country_iso_code: str, nvml: NvmlDevice | None = None) -> An
     """
     from codecarbon import OfflineEmissionsTracker
 
-    logging.getLogger("codecarbon").setLevel(logging.CRITICAL)  # it speaks before it reads its own log_level
+    silence_codecarbon()
     return OfflineEmissionsTracker(
         country_iso_code=country_iso_code,
         output_methods=[],
@@ -274,6 +274,11 @@ def offline_tracker(country_iso_code: str, nvml: NvmlDevice | None = None) -> An
         rapl_prefer_psys=False,
         **({} if nvml is None else {"gpu_ids": [nvml.index()]}),
     )
+
+
+def silence_codecarbon() -> None:
+    """Keeps CodeCarbon from logging; it speaks before it reads its own log_level."""
+    logging.getLogger("codecarbon").setLevel(logging.CRITICAL)
 
 
 def _name_of(device: "torch.device") -> str:

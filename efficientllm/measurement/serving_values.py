@@ -65,6 +65,8 @@ def serve(
     bandwidth = copy_bandwidth(device)
     _memory_values(decoder, engine, settings, times, bandwidth, findings)
     findings.information["weights"] = stored_parts(decoder)
+    if axis == "tune":
+        return  # a tuned model is served in the shape of its base, whatever the method
     del engine  # its cache makes room for those of the curves
     findings.information["serving_curves"] = serving_curves(
         decoder, settings, lambda batch, length: serving_prompts(held_out, batch, length, device), meter, bandwidth

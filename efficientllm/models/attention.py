@@ -18,6 +18,8 @@ from efficientllm.models.config import DecoderConfig
 from efficientllm.models.interfaces import LayerState, Mixer, Rotation, Span
 from efficientllm.models.norms import RMSNorm
 
+_LEAST_BIASED_WIDTH = 16  # of a head, below which FlexAttention has no kernel
+
 _CUDNN_FIRST = [
     SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH,
 ]  # fmt: skip
@@ -187,5 +189,5 @@ class GroupedAttention(Mixer):
         return 2 * self.key_value_heads * self.head_dim
 
     def applies_bias(self, device: torch.device) -> bool:
-        """On a GPU the fused kernel takes the bias; on a CPU PyTorch's has no gradient for it."""
-        return device.type == "cuda" and self.runs_fast(device)
+        """On a GPU the fused kernel takes the bias, for heads of a width; on a CPU PyTorch's has no gradient for it."""
+        return device.type == "cuda" and self.head_dim >= _LEAST_BIASED_WIDTH and self.runs_fast(device)

@@ -6,7 +6,6 @@ from typing import Any
 
 from markupsafe import Markup
 
-from efficientllm.ranking.results import reference_size
 from efficientllm.reporting.evidence import Evidence
 from efficientllm.reporting.figures import Line, lines, lines_axes, swatch
 from efficientllm.reporting.groups import Group, groups_of
@@ -60,13 +59,11 @@ class ServingFigure:
 def serving_figures(evidence: Evidence) -> Iterator[ServingFigure]:
     """Draws decoding speed, energy and cache over batch and context.
 
-    All architectures and precisions are shown; tuned models at the size at which techniques are compared, since a method
-    leaves the served model's shape as it was.
+    All architectures and precisions are shown; tuned models have no curves, since a method leaves the served model's shape
+    as it was.
     """
     for group in groups_of(evidence):
         records = [evidence.records[row.axis, row.cell] for row in group.rows]
-        if group.axis == "tune" and records[0].size != reference_size(evidence.results, "tune"):
-            continue
         curves = [record.information.get("serving_curves") or {} for record in records]
         if not any(found.get(sweep) for found in curves for sweep, _, _ in _SWEEPS):
             continue

@@ -55,6 +55,12 @@ def test_buckets_need_room(make_config):
         build_decoder(make_config(position="relative", position_options={"buckets": 16, "max_distance": 8}))
 
 
+@pytest.mark.parametrize(("width", "applied"), [(8, False), (16, True)])
+def test_heads_too_narrow_for_the_fused_kernel_get_a_mask(make_config, width, applied):
+    decoder = build_decoder(make_config(position="relative", hidden_size=4 * width, heads=4))
+    assert decoder.blocks()[0].mixer.applies_bias(torch.device("cuda")) == applied
+
+
 @pytest.mark.parametrize("band", [1, 7, 128, 200])
 @pytest.mark.parametrize("length", [5, 128, 300])
 def test_banded_gradient_equals_autograd(band, length):

@@ -67,6 +67,7 @@ def make_record(axis: str, cell: str, technique: str, size: str, *, modelled: bo
             "coefficient_of_variation": variation, "noisy": variation is not None and variation > 0.016,
             "window_s": None if certain else 1.0,
         }  # fmt: skip
+    served = {} if axis == "tune" else {"serving_curves": make_serving_curves(source)}
     missing = {entry.key: NO_PEAK for entry in metrics.measured_metrics(axis) if entry.key == "model_flops_utilization"}
     return Record.model_validate(
         {
@@ -78,7 +79,7 @@ def make_record(axis: str, cell: str, technique: str, size: str, *, modelled: bo
                 "flops_per_token": PARAMETERS[size] * 6.0,
             },
             "metrics": values, "missing": missing,
-            "information": {"idle_power_w": 14.2, "serving_curves": make_serving_curves(source)},
+            "information": {"idle_power_w": 14.2, **served},
             "provenance": make_provenance(),
         }
     )  # fmt: skip
