@@ -127,20 +127,28 @@ class GreedyEngine:
     def _record(self, output_length: int) -> None:
         """Records all steps, compiled where that is possible and faster, or says why they cannot be recorded."""
         steps = [functools.partial(self._launch, index) for index in range(output_length)]
+        self._decode_uncompiled()  # as another engine for this decoder may have left it
         try:
             plain = record(steps[:_COMPARED], self._device)
             obstacle = self._compile(steps)
-            self._graphs = record(steps, self._device)
-            if obstacle is None and self._seconds(self._graphs) > self._seconds(plain):
-                obstacle = (
-                    "that would be slower"  # as where it takes packed weights apart for the library's own product
-                )
+            if obstacle is None:
+                obstacle = self._record_compiled(steps, plain)
+            if obstacle is not None:
                 self._decode_uncompiled()
                 self._graphs = record(steps, self._device)
             how = "decoding compiled block by block" if obstacle is None else f"decoding not compiled: {obstacle}"
             self.execution = f"CUDA graphs, one per position; {how}"
-        except RecordingError as obstacle:
-            self.execution = f"launched kernel by kernel (no CUDA graphs: {obstacle})"
+        except RecordingError as error:
+            self.execution = f"launched kernel by kernel (no CUDA graphs: {error})"
+
+    def _record_compiled(self, steps: Sequence[Step], plain: Sequence[Step]) -> str | None:
+        """Records steps that run compiled, or says why others are better."""
+        try:
+            self._graphs = record(steps, self._device)
+        except RecordingError as error:
+            return str(error)
+        # packed weights, for example, which the compiler takes apart for a product of its own
+        return "that would be slower" if self._seconds(self._graphs) > self._seconds(plain) else None
 
     def _compile(self, steps: Sequence[Step]) -> str | None:
         """Has decoding run compiled from now on, or says why not."""
@@ -154,7 +162,6 @@ class GreedyEngine:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:  # the kind that PyTorch's compiler raises
-            self._decode_uncompiled()
             return str(error).strip().splitlines()[0]
         return None
 
@@ -162,7 +169,7 @@ class GreedyEngine:
         self._decoder.decode_uncompiled()
         self._most_likely = _most_likely
 
-    def _seconds(self, graphs: list[Step]) -> float:
+    def _seconds(self, graphs: Sequence[Step]) -> float:
         """The shortest time in which the first decoding steps are replayed."""
         times = []
         for _ in range(_TRIES):

@@ -9,6 +9,7 @@ from efficientllm.models.build import build_decoder
 from efficientllm.models.decoder import Decoder
 from efficientllm.quantization.precision import precision
 from efficientllm.serving.engine import GreedyEngine
+from efficientllm.serving.graphs import RecordingError
 from tests.models.conftest import FAMILIES
 
 RECORDED = "CUDA graphs, one per position; decoding compiled block by block"
@@ -136,6 +137,59 @@ def test_an_engine_frees_its_memory_with_its_last_reference(make_config: Any) ->
     cache = weakref.ref(engine.cache.blocks[0].mixer["keys"])
     del engine
     assert cache() is None
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        (None, "CUDA graphs, one per position; decoding compiled block by block"),
+        ("slow", "CUDA graphs, one per position; decoding not compiled: that would be slower"),
+        ("waits", "CUDA graphs, one per position; decoding not compiled: the host waits"),
+        ("compiler", "CUDA graphs, one per position; decoding not compiled: no compiler"),
+        ("everything waits", "launched kernel by kernel (no CUDA graphs: the host waits)"),
+    ],
+)
+def test_compiled_steps_are_kept_where_they_can_be_recorded_and_are_faster(
+    make_config: Any, monkeypatch: pytest.MonkeyPatch, fault: str | None, says: str
+) -> None:
+    """Graphs and the compiler are replaced: what decides is tried here, what they do on a GPU in the tests below."""
+    decoder, prompts = made(make_config, {}), prompts_of(0)
+    expected = GreedyEngine(decoder, 3, 7, 9).generate(prompts).tokens
+    compiled: list[bool] = []
+
+    def compiled_block(block: Any, **_: Any) -> Any:
+        def run(*inputs: Any) -> Any:
+            if fault == "compiler":
+                raise RuntimeError("no compiler\nmore")
+            compiled.append(True)
+            return block(*inputs)
+
+        return run
+
+    def record(steps: Any, device: torch.device) -> Any:
+        del device
+        count = len(compiled)
+        for step in steps:
+            step()
+        if fault == "everything waits" or (fault == "waits" and len(compiled) > count):
+            raise RecordingError("the host waits")
+        return list(steps)
+
+    def seconds(engine: GreedyEngine, graphs: Any) -> float:
+        return 2.0 if (len(graphs) == 9) == (fault == "slow") else 1.0
+
+    monkeypatch.setattr(torch, "compile", compiled_block)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: None)
+    monkeypatch.setattr("efficientllm.serving.engine.record", record)
+    monkeypatch.setattr(GreedyEngine, "_seconds", seconds)
+    engine = GreedyEngine(decoder, 3, 7, 9)
+    for _ in range(2):  # a decoder that an earlier engine has left compiled
+        with torch.inference_mode():
+            engine._record(9)
+        assert engine.execution == says
+        compiled.clear()
+        assert torch.equal(engine.generate(prompts).tokens, expected)
+        assert bool(compiled) == (fault is None)
 
 
 def on_gpu(decoder: Decoder, prompts: torch.Tensor) -> tuple[str, torch.Tensor]:
