@@ -82,7 +82,7 @@ class Ours:
         return self._engine.execution
 
     def warm_up(self, prompts: torch.Tensor) -> None:
-        """Nothing is compiled; the engine has run every step before it recorded them."""
+        """The engine has compiled and recorded its steps when it was made; one request brings the clocks up."""
         self.request(prompts)
 
     def request(self, prompts: torch.Tensor, clock: Clock | None = None) -> torch.Tensor:

@@ -127,8 +127,7 @@ class Decoder(nn.Module):
         for part in self.components():
             if not part.compiles_decoding:
                 return f"{type(part).__name__} takes another path every few positions"
-        if self._compiled_decoding is None:
-            self._compiled_decoding = [torch.compile(block, dynamic=True) for block in self.layers]
+        self._compiled_decoding = [torch.compile(block, dynamic=True) for block in self.layers]
         return None
 
     def decode_uncompiled(self) -> None:

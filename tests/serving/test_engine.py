@@ -142,7 +142,7 @@ def test_an_engine_frees_its_memory_with_its_last_reference(make_config: Any) ->
 @pytest.mark.parametrize(
     ("fault", "says"),
     [
-        (None, "CUDA graphs, one per position; decoding compiled block by block"),
+        (None, RECORDED),
         ("slow", "CUDA graphs, one per position; decoding not compiled: that would be slower"),
         ("waits", "CUDA graphs, one per position; decoding not compiled: the host waits"),
         ("compiler", "CUDA graphs, one per position; decoding not compiled: no compiler"),
