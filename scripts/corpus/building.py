@@ -48,7 +48,7 @@ def build(source: Source, destination: Path, announce: Callable[[str], None] = l
     """
     destination.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=destination, prefix=f".{source.name}.") as place:
-        folder = Path(place)
+        folder = Path(place).absolute()  # the tools run in a folder of their own
         packages = []
         for package in source.packages:
             announce(f"downloading {package.name.split('|')[0]}")
