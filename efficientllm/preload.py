@@ -168,8 +168,9 @@ def _connect(folder: Path) -> socket.socket | None:
 
 def _start(folder: Path) -> None:
     """Starts a server in a session of its own, so that Ctrl-C in the terminal reaches the stages and not it."""
-    # without this torch asks the CUDA driver itself whether there is a GPU, and a forked process cannot use it then
-    environment = {**os.environ, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+    # without the first torch asks the CUDA driver itself whether there is a GPU, and a forked process cannot use it then;
+    # without the second its compiler starts helper processes, whose pipes all forked processes would share
+    environment = {**os.environ, "PYTORCH_NVML_BASED_CUDA_CHECK": "1", "TORCH_WARM_POOL": "0"}
     subprocess.Popen(
         [sys.executable, "-c", f"from efficientllm.preload_server import serve; serve({str(folder)!r})"],
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=(folder / "log").open("wb"),

@@ -45,8 +45,8 @@ def serve(folder: str) -> None:
             for name in _COMPILER:
                 importlib.import_module(name)
         _detect_hardware()
-        if not _other_threads_end() or not _forked_process_can_compute():
-            (place / "refused").touch()
+        if (reason := _why_not_to_fork()) is not None:
+            (place / "refused").write_text(reason + "\n", encoding="utf-8")
             return
         path = place / "socket"
         path.unlink(missing_ok=True)
@@ -59,13 +59,17 @@ def serve(folder: str) -> None:
                 path.unlink(missing_ok=True)
 
 
-def _other_threads_end() -> bool:
+def _why_not_to_fork() -> str | None:
     """Waits for the threads that an import or the detection left behind: a process with threads must not fork."""
     deadline = time.monotonic() + _THREADS_END_S
     for thread in threading.enumerate():
         if thread is not threading.current_thread():
             thread.join(max(0.0, deadline - time.monotonic()))
-    return threading.active_count() == 1
+    if threading.active_count() > 1:
+        return f"threads do not end: {', '.join(thread.name for thread in threading.enumerate()[1:])}"
+    if not _forked_process_can_compute():
+        return "a forked process cannot use the GPU or its sensors"
+    return None
 
 
 def _detect_hardware() -> None:
@@ -93,7 +97,7 @@ def _has_cuda() -> bool:
 
 
 def _forked_process_can_compute(*, after: tuple[str, ...] = ()) -> bool:
-    """Tries a forked process on the GPU: had an import initialised CUDA here, none of them could use it.
+    """Tries a forked process on the GPU and its sensors: had an import initialised CUDA here, none of them could use it.
 
     Args:
         after: Modules to try it with: a forked process imports them and forks the one that is tried.
@@ -111,7 +115,9 @@ def _forked_process_can_compute(*, after: tuple[str, ...] = ()) -> bool:
             else:
                 import torch
 
-                torch.zeros(1, device="cuda").cpu()
+                from efficientllm.measurement.nvml import NvmlDevice
+
+                NvmlDevice.of(torch.zeros(1, device="cuda").device).watts()
                 code = 0
         finally:
             os._exit(code)

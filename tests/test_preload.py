@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from efficientllm import preload
 
@@ -28,6 +29,16 @@ def main():
     if mode == "sleep":
         open("started", "w").write(str(os.getpid()))
         time.sleep(60)
+    if mode == "compute":
+        compiler = "torch._inductor.compile_fx" in sys.modules
+        import torch
+        from efficientllm.measurement.energy import EnergyMeter
+        meter = EnergyMeter(torch.device("cuda"))
+        with meter.window() as reading:
+            for _ in range(200):
+                total = torch.compile(lambda x: (x.sin() ** 2 + x.cos() ** 2).sum())(torch.ones(1 << 26, device="cuda"))
+            torch.cuda.synchronize()
+        print(compiler, float(total) / (1 << 26), reading.joules > 1, reading.fault)
     if mode == "break":
         raise ZeroDivisionError
     return 3 if mode == "code" else 0
@@ -110,6 +121,18 @@ def test_each_run_is_a_fresh_process_with_the_libraries_loaded(client: Client) -
     assert len(client.servers()) == 1
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_forked_processes_use_the_gpu_the_compiler_and_the_sensors(client: Client) -> None:
+    done = [client.run("compute") for _ in range(2)]
+    refused = [path.read_text() for path in (client.root / "run").glob("*/*/refused")]
+    assert not refused
+    assert len(client.servers()) == 1
+    for run in done:
+        assert run.stdout.splitlines()[1] == "True 1.0 True None", run.stdout + run.stderr
+        assert "importing the libraries here" not in run.stderr
+
+
 def test_exit_codes_and_errors_come_back(client: Client) -> None:
     assert client.run("code").returncode == 3
     broken = client.run("break")
@@ -162,20 +185,31 @@ def test_runtime_folder_too_long_for_a_socket_is_no_obstacle(client: Client) -> 
 
 
 def test_libraries_that_would_initialise_the_gpu_are_found_in_a_forked_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
+    from efficientllm.measurement.nvml import NvmlDevice
     from efficientllm.preload_server import _forked_process_can_compute
 
-    class Moved:
-        def cpu(self) -> None:
+    class Made:
+        def __init__(self) -> None:
             if "colorsys" in sys.modules:
                 raise RuntimeError("CUDA was initialised before the fork")
+            self.device = torch.device("cuda")
+
+    class Sensor:
+        broken = False
+
+        def watts(self) -> float:
+            if self.broken:
+                raise OSError("NVML was initialised before the fork")
+            return 70.0
 
     monkeypatch.delitem(sys.modules, "colorsys", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch, "zeros", lambda *_, **__: Moved())
+    monkeypatch.setattr(torch, "zeros", lambda *_, **__: Made())
+    monkeypatch.setattr(NvmlDevice, "of", lambda _: Sensor())
     assert _forked_process_can_compute()
     assert _forked_process_can_compute(after=("bisect",))
     assert not _forked_process_can_compute(after=("colorsys",))
     assert not _forked_process_can_compute(after=("no_such_module",))
     assert "colorsys" not in sys.modules
+    monkeypatch.setattr(Sensor, "broken", True)
+    assert not _forked_process_can_compute()
