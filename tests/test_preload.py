@@ -58,7 +58,7 @@ class Client:
         (root / "stages" / "tell.py").write_text(STAGE)
         (root / "run").mkdir()
         self.environment = {
-            **os.environ, "XDG_RUNTIME_DIR": str(root / "run"), "PYTHONPATH": f"{root}{os.pathsep}{ROOT}", "COLOUR": "red",
+            **os.environ, "XDG_RUNTIME_DIR": str(root / "run"), "PYTHONPATH": os.pathsep.join([str(root), str(ROOT), os.environ.get("PYTHONPATH", "")]), "COLOUR": "red",
         }  # fmt: skip
         self.environment.pop(preload.SWITCH, None)
 
