@@ -8,6 +8,7 @@ model of a million parameters need not carry the question across the passage. Pr
 that the boundary between them is a token boundary for every candidate answer.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,17 +116,22 @@ def encode_questions(
     return questions
 
 
-def collate(examples: Sequence[EncodedExample], pad_id: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def collate(
+    examples: Sequence[EncodedExample], pad_id: int = 0, widths: Sequence[int] = ()
+) -> tuple[np.ndarray, np.ndarray]:
     """Pads examples on the right and masks what bears no loss.
 
     Args:
         examples: Encoded examples, B of them.
         pad_id: Token that fills the input; any will do, for it comes last and has no label.
+        widths: The only values that T may have, of which the least that fits is taken; by default T is the longest
+            example's length.
 
     Returns:
         Input ids and labels, both int64 `[B, T]` and not shifted; labels are -100 on prompt and padding.
     """
     width = max(len(example.token_ids) for example in examples)
+    width = min((allowed for allowed in widths if allowed >= width), default=width)
     inputs = np.full((len(examples), width), pad_id, np.int64)
     labels = np.full((len(examples), width), IGNORED, np.int64)
     for row, example in enumerate(examples):
@@ -133,6 +139,12 @@ def collate(examples: Sequence[EncodedExample], pad_id: int = 0) -> tuple[np.nda
         inputs[row, :length] = example.token_ids
         labels[row, example.prompt_length : length] = example.token_ids[example.prompt_length :]
     return inputs, labels
+
+
+def few_widths(examples: Sequence[EncodedExample]) -> list[int]:
+    """Four widths, the quarters of the longest example, for a program that is compiled anew for each width."""
+    longest = max(len(example.token_ids) for example in examples)
+    return [math.ceil(longest * quarter / 4) for quarter in (1, 2, 3, 4)]
 
 
 def _encode(

@@ -1,5 +1,6 @@
 """What the processes share: gradients (DDP), or weights, gradients and optimizer state (FSDP2)."""
 
+import contextlib
 from typing import Any
 
 import torch
@@ -50,6 +51,19 @@ def distribute(
     fully_shard(loss, mesh=mesh, mp_policy=policy)
     register_fsdp_forward_method(loss, "evaluate")
     return loss
+
+
+def accumulating(loss: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """For a micro-batch that others of the same step follow: DDP need not average gradients before the last one.
+
+    FSDP goes on sharding them, since each process would else hold the gradients of the whole model.
+    """
+    from torch.nn.parallel import DistributedDataParallel
+
+    if not isinstance(loss, DistributedDataParallel):
+        return contextlib.nullcontext()
+    waiting: contextlib.AbstractContextManager[None] = loss.no_sync()
+    return waiting
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

@@ -45,6 +45,11 @@ class TrainingTask:
     learning_rate: float
 
 
+def compiles_blocks(settings: TrainingSettings, device: torch.device) -> bool:
+    """Whether training compiles the model's blocks: a program for each shape of batch, made when it first comes."""
+    return settings.compile == "blocks" or (settings.compile == "auto" and device.type == "cuda")
+
+
 @dataclass(frozen=True)
 class StepResult:
     """Outcome of one optimizer step: mean loss and gradient norm, still on the device, and tokens that went in."""
@@ -69,7 +74,7 @@ class Trainer:
         self.device = device
         self.autocast = autocast_type(settings.autocast, device)
         self.world = world.current()
-        if settings.compile == "blocks" or (settings.compile == "auto" and device.type == "cuda"):
+        if compiles_blocks(settings, device):
             task.decoder.compile_blocks(inside_hooks=self.world is not None and self.world.strategy == "fsdp")
         if self.autocast is not None and device.type == "cuda":
             # what stays in float32 under autocast may use TF32, whose significand is wider than bfloat16's
@@ -108,11 +113,12 @@ class Trainer:
             weight = 1.0
             if self.world is not None:
                 inputs, labels, weight = self.world.share(inputs, labels)
-            with self._mixed_precision():
-                # labels stay where they are: the loss leaves out ignored ones without waiting for the device
-                on_device = inputs.to(self.device, non_blocking=True)
-                loss, cross_entropy = self._loss(on_device, labels, weight)
-            (loss / micro_batches).backward()
+            with self._gradients_kept(until_next=micro + 1 < micro_batches):
+                with self._mixed_precision():
+                    # labels stay where they are: the loss leaves out ignored ones without waiting for the device
+                    on_device = inputs.to(self.device, non_blocking=True)
+                    loss, cross_entropy = self._loss(on_device, labels, weight)
+                (loss / micro_batches).backward()
             losses.append(cross_entropy)
         norm = torch.nn.utils.clip_grad_norm_(self._trainable, self.settings.gradient_clip)
         self.optimizer.step()
@@ -230,6 +236,14 @@ class Trainer:
             reshard(self._loss)
         self.task.model.train()
         return loss
+
+    def _gradients_kept(self, *, until_next: bool) -> contextlib.AbstractContextManager[None]:
+        """Lets a process keep its own gradients until the last micro-batch of a step, where the strategy gains by it."""
+        if self.world is None or not until_next:
+            return contextlib.nullcontext()
+        from efficientllm.distributed.strategies import accumulating
+
+        return accumulating(self._loss)
 
     @contextlib.contextmanager
     def _mixed_precision(self) -> Iterator[None]:

@@ -11,7 +11,7 @@ from efficientllm.bases.base import base_folder
 from efficientllm.config import Configuration
 from efficientllm.data.order import batch_positions
 from efficientllm.data.packing import IGNORED
-from efficientllm.data.prompts import EncodedExample, collate, encode_split
+from efficientllm.data.prompts import EncodedExample, collate, encode_split, few_widths
 from efficientllm.device_lock import claimed
 from efficientllm.errors import ArtifactError
 from efficientllm.files import file_hash, read_json, whole_directory, write_json
@@ -22,7 +22,7 @@ from efficientllm.training.fingerprint import fingerprint
 from efficientllm.training.losses import token_losses
 from efficientllm.training.run import train
 from efficientllm.training.telemetry import write_untrained
-from efficientllm.training.trainer import Batch, Trainer, TrainingTask
+from efficientllm.training.trainer import Batch, Trainer, TrainingTask, compiles_blocks
 from efficientllm.tuning.method import TunableModel, tuning_method
 
 _DESCRIPTION = "tuning.json"
@@ -59,10 +59,11 @@ def tuning_trainer(
     examples = encode_split(paths.DATA, "train", settings.sequence_length, tokenizer_folder=base)
     held_out = encode_split(paths.DATA, "validation", settings.sequence_length, tokenizer_folder=base)
     held_out = held_out[: settings.evaluation_sequences]
+    widths = few_widths(examples) if compiles_blocks(settings, device) else []
 
     def batch(index: int) -> Batch:
         order = batch_positions(len(examples), settings.batch_size, index, configuration.parameters.seed)
-        return collated([examples[position] for position in order])
+        return collated([examples[position] for position in order], widths)
 
     task = TrainingTask(
         model=model.module,
@@ -75,9 +76,9 @@ def tuning_trainer(
     return Trainer(task, settings, device)
 
 
-def collated(examples: Sequence[EncodedExample]) -> Batch:
+def collated(examples: Sequence[EncodedExample], widths: Sequence[int] = ()) -> Batch:
     """Pads examples to a batch of inputs and labels `[B, T]`; prompts and padding bear no loss."""
-    inputs, labels = collate(examples)
+    inputs, labels = collate(examples, widths=widths)
     return torch.from_numpy(inputs)[:, :-1], torch.from_numpy(labels)[:, 1:]
 
 

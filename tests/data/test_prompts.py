@@ -7,6 +7,7 @@ from efficientllm.data.prompts import (
     encode_example,
     encode_questions,
     encode_split,
+    few_widths,
 )
 from efficientllm.data.tasks import Example, write_examples
 from efficientllm.data.tokenizer import save_tokenizer, train_tokenizer
@@ -49,6 +50,18 @@ def test_padding_and_masks_by_hand():
     np.testing.assert_array_equal(inputs, [[5, 6, 7, 0], [8, 0, 9, 9]])
     np.testing.assert_array_equal(labels, [[-100, -100, 7, 0], [-100, 0, -100, -100]])
     assert inputs.dtype == labels.dtype == np.int64
+
+
+def test_few_widths_for_programs_that_are_compiled_for_each():
+    lengths = [3, 9, 22, 25, 40]
+    examples = [EncodedExample([1] * length, 1) for length in lengths]
+    widths = few_widths(examples)
+    assert widths == [10, 20, 30, 40]
+    found = [collate([example], widths=widths)[0].shape[1] for example in examples]
+    assert found == [10, 10, 30, 30, 40]
+    inputs, labels = collate([EncodedExample([5, 6, 7], 2)], pad_id=9, widths=[2, 5])
+    np.testing.assert_array_equal(inputs, [[5, 6, 7, 9, 9]])
+    np.testing.assert_array_equal(labels, [[-100, -100, 7, -100, -100]])
 
 
 def test_a_split_is_encoded_as_each_of_its_examples(tokenizer, tmp_path):

@@ -131,3 +131,35 @@ def test_torchrun_needs_a_strategy(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(ParameterError, match=r"parallel.strategy is none: set it to ddp or fsdp"):
         start(order(tmp_path, ["gqa"]))
+
+
+def test_ddp_averages_gradients_once_a_step(tmp_path: Path) -> None:
+    """Of two micro-batches only the last one's backward pass talks to the other processes."""
+    import torch
+    from torch import distributed
+    from torch.nn.parallel import DistributedDataParallel
+
+    from efficientllm.distributed.strategies import accumulating
+
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        layer = DistributedDataParallel(torch.nn.Linear(2, 1))
+        sent = []
+
+        def hook(_: None, bucket: distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
+            sent.append(bucket.index())
+            done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+            done.set_result(bucket.buffer())
+            return done
+
+        layer.register_comm_hook(None, hook)
+        with accumulating(layer):
+            layer(torch.ones(1, 2)).sum().backward()
+        assert sent == []
+        layer(torch.ones(1, 2)).sum().backward()
+        assert sent == [0]
+        assert layer.module.weight.grad.tolist() == [[2.0, 2.0]]
+    finally:
+        distributed.destroy_process_group()
+    with accumulating(torch.nn.Linear(2, 1)):
+        pass  # nothing to keep back

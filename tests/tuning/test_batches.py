@@ -1,0 +1,58 @@
+"""Batches of tuning: as long as their longest example, but of few widths where each width costs a compilation."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from efficientllm.config.schema import TrainingSettings
+from efficientllm.data.prompts import EncodedExample
+from efficientllm.models.build import build_decoder
+from efficientllm.tuning import tune
+from efficientllm.tuning.method import TunableModel, tuning_method
+from tests.models.conftest import config_of
+
+LENGTHS = range(4, 17)
+
+
+def trainer(monkeypatch: pytest.MonkeyPatch, compiled: str) -> Any:
+    examples = [EncodedExample([1 + length % 7] * length, length - 2) for length in LENGTHS]
+    monkeypatch.setattr(tune, "base_folder", lambda _: Path("base"))
+    monkeypatch.setattr(tune, "encode_split", lambda *_, **__: examples)
+    settings = TrainingSettings(
+        sequence_length=16, batch_size=2, gradient_accumulation=1, steps=12, warmup_steps=2, final_learning_rate_fraction=0.1,
+        embedding_learning_rate_scale=1.0, weight_decay=0.0, beta1=0.9, beta2=0.95, gradient_clip=1.0, autocast="none",
+        compile=compiled, evaluation_steps=50, evaluation_sequences=4, checkpoint_seconds=60.0,
+    )  # fmt: skip
+    method = SimpleNamespace(learning_rate=SimpleNamespace(small=1e-3))
+    profile = SimpleNamespace(tune=SimpleNamespace(training=settings, methods={"full": method}))
+    configuration: Any = SimpleNamespace(profile=profile, parameters=SimpleNamespace(seed=0))
+    torch.manual_seed(0)
+    decoder = build_decoder(config_of(mixer="gqa"))
+    monkeypatch.setattr(tuning_method("full"), "options", lambda _: None)
+    return tune.tuning_trainer(configuration, "full", "small", TunableModel(decoder, decoder), torch.device("cpu"))
+
+
+def test_uncompiled_batches_are_no_wider_than_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = trainer(monkeypatch, "none")
+    widths = set()
+    for index in range(12):
+        inputs, labels = made.task.batch(index)
+        assert (labels[:, -1] >= 0).any(), "the last place of the longest example is its answer's"
+        widths.add(inputs.shape[1])
+    assert len(widths) > 4
+
+
+@pytest.mark.slow
+def test_compiled_steps_make_a_program_for_each_of_few_widths(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    made = trainer(monkeypatch, "blocks")
+    losses = [float(made.step(index).loss) for index in range(12)]
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert 1 < graphs <= 4
+    plain = trainer(monkeypatch, "none")
+    assert losses == pytest.approx([float(plain.step(index).loss) for index in range(12)], abs=1e-4)
+    torch.compiler.reset()
