@@ -175,7 +175,6 @@ def _measured(arguments: argparse.Namespace) -> dict[str, Any] | None:
         trainer.step(arguments.losses + index)
     synchronize()
     gathered(0.0)  # all start together
-    counter = None if meter.nvml is None else meter.nvml.joules()
     times = []
     with meter.window() as energy:
         for index in range(arguments.steps):
@@ -183,9 +182,8 @@ def _measured(arguments: argparse.Namespace) -> dict[str, Any] | None:
             result = trainer.step(arguments.losses + arguments.warmup + index)
             synchronize()
             times.append(time.perf_counter() - before)
-    counted = None if meter.nvml is None or counter is None else (meter.nvml.joules() or 0.0) - counter
     joules = gathered(energy.joules if here is None else own_joules(energy.joules, here, device))
-    counters, peaks = gathered(counted), device_memory(gathered(peak_gib(device)))
+    counters, peaks = gathered(energy.counter_joules), device_memory(gathered(peak_gib(device)))
     seconds = max(value or 0.0 for value in gathered(statistics.median(times)))
     if not world.is_first():
         return None

@@ -17,7 +17,7 @@ def check_grid(configuration: Configuration) -> None:
     """
     from efficientllm.device import select_device
     from efficientllm.distributed.launch import check_shares
-    from efficientllm.measurement.energy import check_country
+    from efficientllm.measurement.carbon import check_country
     from efficientllm.models.build import build_decoder, decoder_config
     from efficientllm.quantization.precision import precision
     from efficientllm.tuning.method import tuning_method

@@ -4,6 +4,9 @@ CodeCarbon reads NVML's energy counter for a GPU, and RAPL's for a CPU where tha
 CPU from its load, and it always models RAM as a constant. The ranked figure is the GPU's energy where the cell runs on a
 GPU, else the CPU package's; it says which it is, and whether it was measured or modelled. RAM is kept as information.
 
+NVML's counter moves only now and then, every 90 ms on an H100, which is several percent of a window of two seconds. So a window
+begins just after a move, ends with one, and what the idle card used while that was waited for is taken off.
+
 Where NVML's counter cannot be read, or goes backwards, CodeCarbon goes over to sampled power without a word. So this meter
 reads the counter beside it: what it finds is in the reading's `fault`.
 """
@@ -16,8 +19,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from efficientllm.errors import MeasurementError, ParameterError, did_you_mean
-from efficientllm.measurement.nvml import NvmlDevice
+from efficientllm.errors import MeasurementError
+from efficientllm.measurement.nvml import CounterMove, NvmlDevice
 from efficientllm.records import Source
 
 if TYPE_CHECKING:
@@ -115,19 +118,29 @@ class EnergyMeter:
         return "modelled" if method.startswith("model") or method == "none" else "measured"
 
     @contextlib.contextmanager
-    def window(self) -> Iterator[EnergyReading]:
+    def window(self, *, aligned: bool = True) -> Iterator[EnergyReading]:
         """Measures the block; the reading is filled when it ends.
+
+        Args:
+            aligned: Let the window begin and end with moves of the GPU's energy counter, which takes up to four of its
+                periods; the block has to leave the GPU idle. For windows that follow one another without a gap False will
+                do: what one of them misses the next one has.
 
         Raises:
             MeasurementError: No energy was counted: a sensor does not work, and zero joules are no result.
         """
         reading = EnergyReading()
         name = uuid.uuid4().hex
+        nvml = self.nvml if aligned and self.nvml is not None and self.nvml.counter_move() is not None else None
         counter = self.nvml.joules() if self.nvml is not None else None
         started = time.perf_counter()
+        last = None
         self._tracker.start_task(name)
         try:
             yield reading
+            reading.seconds = time.perf_counter() - started
+            if nvml is not None and nvml.counter_move() is not None:
+                last = nvml.counter_move()  # the second move: what the counter shows may be older than the first
         finally:
             try:
                 data = self._tracker.stop_task(name)
@@ -135,17 +148,20 @@ class EnergyMeter:
                 raise MeasurementError(
                     f"{self.method}: the sensor failed in the middle of a window ({error})"
                 ) from error
-            reading.seconds = time.perf_counter() - started
+            stopped = time.perf_counter() - started
+        reading.seconds = stopped if last is None else reading.seconds
         energies = {part: getattr(data, f"{part}_energy") * JOULES_PER_KWH for part in ("gpu", "cpu", "ram")}
         reading.components = energies
         reading.joules = energies[self.scope]
+        if self.nvml is not None and counter is not None and reading.joules > 0:
+            self._compare(reading, counter, self.nvml.joules())
+        if nvml is not None and last is not None:
+            _take_off_rest(reading, nvml, last, started + reading.seconds)
         if not reading.joules > 0:
             raise MeasurementError(
                 f"{self.method} counted {reading.joules:g} J in {reading.seconds:.2f} s: the sensor does not work, or the "
                 "window (measure.window_seconds) is shorter than its period"
             )
-        if self.nvml is not None and counter is not None:
-            self._compare(reading, counter, self.nvml.joules())
 
     def _compare(self, reading: EnergyReading, before: float, after: float | None) -> None:
         """Holds CodeCarbon's joules against NVML's counter over the same window."""
@@ -187,7 +203,7 @@ class RunningEnergy:
 
     def _open(self) -> None:
         self._stack = contextlib.ExitStack()
-        self._reading = self._stack.enter_context(self._meter.window())
+        self._reading = self._stack.enter_context(self._meter.window(aligned=False))
 
     def joules(self) -> float | None:
         """Joules so far; None before the first were counted, and for good once the sensor has failed."""
@@ -209,41 +225,6 @@ class RunningEnergy:
             self._total += self._reading.joules
             self._silent_s = 0.0
         self._reading = EnergyReading()
-
-
-def check_country(country_iso_code: str) -> None:
-    """Checks that CodeCarbon knows a country's grid; it would silently take the world's mean.
-
-    Raises:
-        ParameterError: CodeCarbon has no data for the country.
-    """
-    from codecarbon.input import DataSource
-
-    if country_iso_code not in (known := DataSource().get_global_energy_mix_data()):
-        near = did_you_mean(country_iso_code, known)
-        raise ParameterError(
-            f"parameter 'measure.country_iso_code' is {country_iso_code!r}, for which CodeCarbon has no grid data; {near}"
-            "any three-letter code of ISO 3166 that its data holds will do, such as USA, DEU, FRA or CHN"
-        )
-
-
-def carbon_dioxide_grams(joules: float, country_iso_code: str) -> float:
-    """Converts energy to grams of CO2-equivalent by CodeCarbon's own offline data for a country's grid.
-
-    Raises:
-        ParameterError: CodeCarbon has no data for the country.
-    """
-    from codecarbon.core.emissions import Emissions
-    from codecarbon.core.units import Energy
-    from codecarbon.external.geography import GeoMetadata
-    from codecarbon.input import DataSource
-
-    check_country(country_iso_code)
-    data = DataSource()
-    kilograms = Emissions(data).get_country_emissions(
-        Energy.from_energy(kWh=joules / JOULES_PER_KWH), GeoMetadata(country_iso_code=country_iso_code)
-    )
-    return float(kilograms) * 1000
 
 
 def offline_tracker(country_iso_code: str, nvml: NvmlDevice | None = None) -> Any:
@@ -279,6 +260,19 @@ def offline_tracker(country_iso_code: str, nvml: NvmlDevice | None = None) -> An
 def silence_codecarbon() -> None:
     """Keeps CodeCarbon from logging; it speaks before it reads its own log_level."""
     logging.getLogger("codecarbon").setLevel(logging.CRITICAL)
+
+
+def _take_off_rest(reading: EnergyReading, nvml: NvmlDevice, last: CounterMove, ended: float) -> None:
+    """Takes off what the idle GPU used between the block's end and the window's, at the power of the period after it."""
+    following = nvml.counter_move()
+    if following is None:
+        return
+    watts = (following.joules - last.joules) / (following.time - last.time)
+    rest = watts * (last.time - ended)
+    reading.joules -= rest
+    reading.components["gpu"] -= rest
+    if reading.counter_joules is not None:
+        reading.counter_joules -= rest
 
 
 def _name_of(device: "torch.device") -> str:

@@ -2,13 +2,25 @@
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from efficientllm.errors import MeasurementError
 
 if TYPE_CHECKING:
     import torch
+
+
+_LONGEST_PERIOD_S = 0.3  # of an energy counter: 0.02 to 0.1 by the card
+_POLL_S = 0.001
+
+
+class CounterMove(NamedTuple):
+    """When the energy counter moved, by `time.perf_counter`, and where to, in joules."""
+
+    time: float
+    joules: float
 
 
 class NvmlDevice:
@@ -52,6 +64,18 @@ class NvmlDevice:
             return self._library.nvmlDeviceGetTotalEnergyConsumption(self._handle) / 1000
         except self._library.NVMLError:
             return None
+
+    def counter_move(self) -> CounterMove | None:
+        """Waits until the energy counter moves; None where it cannot be read, does not rise, or stands still."""
+        before, end = self.joules(), time.perf_counter() + _LONGEST_PERIOD_S
+        while before is not None and time.perf_counter() < end:
+            now, when = self.joules(), time.perf_counter()
+            if now is None or now < before:
+                return None
+            if now > before:
+                return CounterMove(when, now)
+            time.sleep(_POLL_S)
+        return None
 
     def counter_fault(self) -> str | None:
         """Why the energy counter cannot be read (none before Volta, no permission); None where it can."""

@@ -3,7 +3,8 @@
 import numpy as np
 
 from efficientllm.config import Configuration
-from efficientllm.measurement.energy import JOULES_PER_KWH, EnergyMeter, carbon_dioxide_grams
+from efficientllm.measurement.carbon import carbon_dioxide_grams
+from efficientllm.measurement.energy import JOULES_PER_KWH, EnergyMeter
 from efficientllm.measurement.findings import Findings
 from efficientllm.measurement.protocol import WorkloadResult
 from efficientllm.measurement.statistics import summarize

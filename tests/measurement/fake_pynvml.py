@@ -1,5 +1,6 @@
 """A `pynvml` module over made-up GPUs, so that both this package's and CodeCarbon's own code run on it."""
 
+import itertools
 import time
 import types
 from dataclasses import dataclass, field
@@ -32,6 +33,8 @@ class Gpu:
         steady: Whether it really draws that, by the clock.
         counted: Share of its energy that its counter counts.
         offset_millijoules: Where its counter stands.
+        period: Seconds between two moves of its counter; 0 moves with the energy.
+        latency: Seconds by which its counter is late.
         broken: The error of the calls that fail, by their name without `nvmlDeviceGet`; `*` stands for all.
         processes: Bytes held, by process.
         reasons: Bits of the reasons for lower clocks.
@@ -42,11 +45,18 @@ class Gpu:
     steady: bool = False
     counted: float = 1.0
     offset_millijoules: int = 10**9
+    period: float = 0.0
+    latency: float = 0.0
     broken: dict[str, NVMLError] = field(default_factory=dict)
     processes: dict[int, int] = field(default_factory=dict)
     reasons: int = 0x4
     mig: bool = False
     joules: float = 0.0
+    phases: list[tuple[float, float]] = field(default_factory=list)
+
+    def draw(self, watts: float) -> None:
+        """Draws another power from now on."""
+        self.phases.append((time.perf_counter(), watts))
 
     def spend(self, joules: float) -> None:
         """Adds to the energy spent."""
@@ -58,7 +68,12 @@ class Gpu:
             raise error
 
     def millijoules(self) -> int:
-        spent = self.joules + (self.watts * time.perf_counter() if self.steady else 0.0)
+        now = time.perf_counter() - self.latency
+        if self.period:
+            now -= now % self.period
+        spent = self.joules + (self.watts * now if self.steady else 0.0)
+        for (start, watts), (end, _) in itertools.pairwise([*self.phases, (float("inf"), 0.0)]):
+            spent += watts * max(0.0, min(end, now) - start)
         return self.offset_millijoules + int(1000 * self.counted * spent)
 
 

@@ -11,7 +11,8 @@ import torch
 
 from efficientllm.errors import MeasurementError, ParameterError
 from efficientllm.measurement import energy
-from efficientllm.measurement.energy import EnergyMeter, carbon_dioxide_grams
+from efficientllm.measurement.carbon import carbon_dioxide_grams
+from efficientllm.measurement.energy import EnergyMeter
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda", 0)
@@ -48,6 +49,9 @@ class Counter:
 
     def counter_fault(self) -> str | None:
         return "Not Supported" if self.step is None else None
+
+    def counter_move(self) -> None:
+        """It moves by being read, so there is nothing to wait for."""
 
     def joules(self) -> float | None:
         if self.step is None:

@@ -69,6 +69,35 @@ def test_of_two_gpus_the_used_one_is_counted(install: Install) -> None:
     assert (reading.fault, meter.source, meter.method) == (None, "measured", "CodeCarbon, GPU: NVML energy counter")
 
 
+@pytest.mark.parametrize("latency", [0.0, 0.04])
+def test_counter_that_moves_now_and_then_is_read_where_it_moves(install: Install, latency: float) -> None:
+    """A card of 70 W at rest, 600 W under load and 100 W just after it, whose counter moves every 90 ms."""
+    gpu = install(Gpu(UUID, period=0.09, latency=latency))
+    gpu.draw(70.0)
+    meter = EnergyMeter(CUDA)
+    rough = []
+    for pause in (0.0, 0.02, 0.05):
+        for aligned in (True, False):
+            time.sleep(pause)
+            with meter.window(aligned=aligned) as reading:
+                started = time.perf_counter()
+                gpu.draw(600.0)
+                time.sleep(0.6)
+                gpu.draw(100.0)
+                seconds = time.perf_counter() - started
+            gpu.draw(70.0)
+            assert reading.fault is None
+            error = reading.joules / (600.0 * seconds) - 1
+            if aligned:
+                assert abs(error) < 0.03, "the waiting card's power is not quite that of the period after it"
+                assert reading.seconds == pytest.approx(seconds, abs=0.02)
+                assert reading.counter_joules == pytest.approx(reading.joules, rel=1e-6)
+                assert reading.components["gpu"] == reading.joules
+            else:
+                rough.append(abs(error))
+    assert max(rough) > 0.03, "without it a period's share of the window is lost or gained"
+
+
 def test_counter_that_wraps_is_flagged(install: Install) -> None:
     gpu = install(Gpu(UUID))
     meter = EnergyMeter(CUDA)
