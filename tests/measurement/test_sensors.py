@@ -91,7 +91,7 @@ def test_counter_that_moves_now_and_then_is_read_where_it_moves(install: Install
             error = reading.joules / (600.0 * seconds) - 1
             if aligned:
                 assert abs(error) < 0.03, "the waiting card's power is not quite that of the period after it"
-                assert reading.seconds == pytest.approx(seconds, abs=0.02)
+                assert reading.seconds == pytest.approx(seconds, abs=0.08)
                 assert reading.counter_joules == pytest.approx(reading.joules, rel=1e-6)
                 assert reading.components["gpu"] == reading.joules
             else:
