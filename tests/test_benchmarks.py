@@ -67,6 +67,16 @@ def test_tuning_throughput(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+def test_serving_beside_llama_cpp(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp", reason="needs llama-cpp-python, which is no dependency")
+    size = ("--shape", "tiny", "--batches", "2", "--prompt", "12", "--output", "6", "--repeats", "1")
+    run(monkeypatch, "serving_llama_cpp.py", *size, "--precisions", "float16,int4", "--csv", str(tmp_path / "l.csv"))
+    half, packed = table(tmp_path / "l.csv")
+    assert float(half["same"]) == 1.0, "the same weights, read by other code"
+    assert float(packed["x_llama_cpp"]) > 0
+
+
+@pytest.mark.slow
 def test_scaling(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     size = ("--shape", "tiny", "--sequence", "16", "--losses", "2", "--warmup", "1", "--steps", "2")
     run(
