@@ -6,6 +6,8 @@
 2. Twice the work takes twice the energy within 10 %.
 3. Over a long window CodeCarbon's joules agree with NVML's counter within 5 %, and the counter with the integral of the
    board's power within 10 %.
+4. Windows of two seconds of the same work repeat within 2 % (coefficient of variation of their watts); beside them windows
+   that do not wait for moves of the energy counter, by turns.
 
 Without a GPU the first two hold what CodeCarbon reads by RAPL or, where there is none, models from the CPU's load: then
 they say that the arithmetic is right, not that the watts are. The exit code is 1 where a check fails.
@@ -28,6 +30,7 @@ from efficientllm.measurement.sampling import Samples, sampled
 from efficientllm.measurement.selftest import TOLERANCE
 
 _SLEEP_S = 3.0
+_WINDOW_S = 2.0
 
 
 class Checks:
@@ -47,6 +50,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=30.0, help="length of the long window")
     parser.add_argument("--pairs", type=int, default=3, help="pairs of the work and twice the work")
+    parser.add_argument("--windows", type=int, default=8, help="windows of each kind that are held against each other")
     arguments = parser.parse_args()
     device = select_device()
     meter, checks = EnergyMeter(device), Checks()
@@ -56,6 +60,8 @@ def main() -> int:
     _warmed_up(call, device)
     _twice(meter, call, device, arguments.seconds / 6, arguments.pairs, checks)
     _long(meter, call, device, arguments.seconds, checks)
+    if meter.nvml is not None:
+        _repeated(meter, call, device, arguments.windows, checks)
     return int(checks.failed)
 
 
@@ -161,6 +167,25 @@ def _long_window(
         while time.perf_counter() < end:
             _calls(call, 20, device)
     return reading, samples
+
+
+def _repeated(meter: EnergyMeter, call: Callable[[], None], device: torch.device, windows: int, checks: Checks) -> None:
+    watts: dict[bool, list[float]] = {True: [], False: []}
+    for index in range(windows):
+        time.sleep(0.037 * index % 0.09)  # another phase of the counter each time
+        for aligned, found in watts.items():
+            with meter.window(aligned=aligned) as reading:
+                end = time.perf_counter() + _WINDOW_S
+                while time.perf_counter() < end:
+                    _calls(call, 20, device)
+            found.append(reading.watts)
+    spread = {aligned: statistics.stdev(found) / statistics.mean(found) for aligned, found in watts.items()}
+    checks.add(
+        "repeated windows",
+        f"{statistics.mean(watts[True]):.1f} W, varying by {spread[True]:.2%} in {windows} windows of {_WINDOW_S:g} s (without "
+        f"waiting for the counter {statistics.mean(watts[False]):.1f} W and {spread[False]:.2%})",
+        spread[True] <= 0.02,
+    )
 
 
 def _power(nvml: NvmlDevice | None) -> contextlib.AbstractContextManager[Samples | None]:
