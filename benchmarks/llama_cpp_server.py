@@ -2,83 +2,12 @@
 
 import ctypes
 from pathlib import Path
-from typing import Any
 
-import gguf
 import llama_cpp
 import numpy as np
 import torch
 
-TYPES = {
-    "bfloat16": gguf.GGMLQuantizationType.BF16,
-    "float16": gguf.GGMLQuantizationType.F16,
-    "int8": gguf.GGMLQuantizationType.Q8_0,
-    "int4": gguf.GGMLQuantizationType.Q4_0,
-}
-"""GGUF's type of the linear layers by our name of a precision: blocks of 32 weights with one scale in the last two."""
-
 _PART = 512  # prompt tokens that llama.cpp computes at once
-_NAMES = {
-    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
-    "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
-}  # fmt: skip
-
-
-def write_gguf(model: Any, key: str, path: Path) -> int:
-    """Writes a Llama of Transformers as a GGUF file without a vocabulary, its embedding in 16 bits as ours.
-
-    Args:
-        model: `LlamaForCausalLM` in bfloat16.
-        key: One of `TYPES`.
-        path: Where to.
-
-    Returns:
-        Bytes of the tensors.
-    """
-    config = model.config
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_tokenizer_model("none")
-    stored = 0
-
-    def add(name: str, tensor: torch.Tensor, kind: gguf.GGMLQuantizationType) -> None:
-        nonlocal stored
-        content = gguf.quants.quantize(np.ascontiguousarray(tensor.float().cpu().numpy()), kind)
-        stored += content.nbytes
-        writer.add_tensor(f"{name}.weight", content, raw_dtype=kind)
-
-    sixteen = TYPES[key] if key in ("bfloat16", "float16") else TYPES["bfloat16"]
-    add("token_embd", model.model.embed_tokens.weight, sixteen)
-    if not config.tie_word_embeddings:
-        add("output", model.lm_head.weight, sixteen)
-    add("output_norm", model.model.norm.weight, gguf.GGMLQuantizationType.F32)
-    for index, layer in enumerate(model.model.layers):
-        for name, module in layer.named_modules():
-            if name not in _NAMES:
-                continue
-            weight = module.weight
-            if name.endswith(("q_proj", "k_proj")):
-                heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
-                # llama.cpp rotates neighbouring places of a head, Transformers those half a head apart
-                weight = weight.view(heads, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
-            add(
-                f"blk.{index}.{_NAMES[name]}", weight, TYPES[key] if weight.dim() > 1 else gguf.GGMLQuantizationType.F32
-            )
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return stored
 
 
 class LlamaCpp:
@@ -145,8 +74,8 @@ class LlamaCpp:
         """Computes entries of token, position, sequence and whether its next token is wanted; returns those tokens."""
         batch = self._batch
         batch.n_tokens = len(entries)
-        for place, (token, position, row, wanted) in enumerate(entries):
-            batch.token[place], batch.pos[place], batch.logits[place] = int(token), position, wanted
+        for place, (token, position, row, asked) in enumerate(entries):
+            batch.token[place], batch.pos[place], batch.logits[place] = int(token), position, asked
             batch.n_seq_id[place], batch.seq_id[place][0] = 1, row
         if (code := llama_cpp.llama_decode(self._context, batch)) != 0:
             raise RuntimeError(f"llama_decode returned {code}")

@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 from csv_table import write_table
-from llama_cpp_server import TYPES, LlamaCpp, write_gguf
+from gguf_file import BFLOAT16, TYPES, write_llama
+from llama_cpp_server import LlamaCpp
 from serving_engines import SHAPES, make_model
 
 from efficientllm.config.load import read_yaml
@@ -45,7 +46,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.gguf"
             whole = make_model(arguments.shape, "bfloat16", "generate", longest, {}, device)
-            stored = write_gguf(whole, key, path)
+            kind = TYPES[key]
+            sixteen = kind if key in ("bfloat16", "float16") else BFLOAT16
+            stored = write_llama(path, whole, linear=kind, embedding=sixteen)
             words = whole.config.vocab_size
             del whole
             gc.collect()

@@ -171,49 +171,22 @@ def test_a_gguf_file_without_the_package(run: Path, monkeypatch: pytest.MonkeyPa
 
 
 def write_gguf(path: Path, model: Any, backend: Any) -> None:
-    """Writes a Llama as llama.cpp's converter does, with rotary halves interleaved."""
-    gguf = pytest.importorskip("gguf")
-    shape = model.config
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(shape.num_hidden_layers)
-    writer.add_context_length(shape.max_position_embeddings)
-    writer.add_embedding_length(shape.hidden_size)
-    writer.add_feed_forward_length(shape.intermediate_size)
-    writer.add_head_count(shape.num_attention_heads)
-    writer.add_head_count_kv(shape.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(shape.rms_norm_eps)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_vocab_size(shape.vocab_size)
-    content = json.loads(backend.to_str())["model"]
-    tokens = sorted(backend.get_vocab(with_added_tokens=True), key=backend.get_vocab(with_added_tokens=True).get)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(tokens)
-    writer.add_token_types([3 if token == "<|endoftext|>" else 1 for token in tokens])
-    writer.add_token_merges([" ".join(merge) for merge in content["merges"]])
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(0)
-    names = {
-        "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
-        "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm",
-        "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
-    }  # fmt: skip
-    for name, parameter in model.named_parameters():
-        tensor = parameter.detach().float()
-        inner = name.removeprefix("model.").removesuffix(".weight")
-        if inner.startswith("layers."):
-            _, layer, part = inner.split(".", 2)
-            if part in ("self_attn.q_proj", "self_attn.k_proj"):
-                heads = shape.num_attention_heads if "q_proj" in part else shape.num_key_value_heads
-                tensor = tensor.view(heads, 2, -1, tensor.shape[1]).transpose(1, 2).reshape(tensor.shape)
-            target = f"blk.{layer}.{names[part]}.weight"
-        else:
-            target = {"embed_tokens": "token_embd.weight", "norm": "output_norm.weight"}[inner]
-        writer.add_tensor(target, tensor.contiguous().numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    """Writes a Llama with its vocabulary."""
+    pytest.importorskip("gguf")
+    from gguf_file import write_llama
+
+    def vocabulary(writer: Any) -> None:
+        content = json.loads(backend.to_str())["model"]
+        tokens = sorted(backend.get_vocab(with_added_tokens=True), key=backend.get_vocab(with_added_tokens=True).get)
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("gpt-2")
+        writer.add_token_list(tokens)
+        writer.add_token_types([3 if token == "<|endoftext|>" else 1 for token in tokens])
+        writer.add_token_merges([" ".join(merge) for merge in content["merges"]])
+        writer.add_bos_token_id(0)
+        writer.add_eos_token_id(0)
+
+    write_llama(path, model, vocabulary=vocabulary)
 
 
 def test_other_families_are_refused_by_name(run: Path) -> None:
