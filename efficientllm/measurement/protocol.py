@@ -10,6 +10,7 @@ tells the whole protocol.
 
 import itertools
 import random
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ _LONGEST_WARM_UP = 5  # times warmup_seconds
 _LEAVING_S = 5.0  # for which a driver may still list a process that has ended
 BUSY_CORES = 0.5
 """Cores' worth of work of others from which on a CPU counts as shared."""
+_HOST_BOUND_PERCENT = 80.0
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,12 @@ class WorkloadResult:
 
     def doubts(self) -> str:
         """What made the windows doubtful that no spread of theirs would show, to be put behind a method; mostly nothing."""
+        shares = [window.busy.percent for window in self.windows if window.busy.on_gpu]
+        if shares and statistics.mean(shares) < _HOST_BOUND_PERCENT:
+            return (
+                f"; DOUBTFUL: the GPU was busy for less than {_HOST_BOUND_PERCENT:g} % of the time, so the host that launches its "
+                "kernels sets the speed: a larger batch would show what the GPU can do"
+            )
         taken = [share for window in self.windows if (share := window.busy.others_cores) is not None]
         if max(taken, default=0.0) <= BUSY_CORES:
             return ""

@@ -65,10 +65,12 @@ class UtilizationReading:
         percent: Busy share in percent.
         others_cores: Cores' worth of time that other processes took from the allowed cores; None on a GPU, and where the
             system does not tell.
+        on_gpu: Whether it is a GPU's share.
     """
 
     percent: float = 0.0
     others_cores: float | None = None
+    on_gpu: bool = False
 
 
 class UtilizationMeter:
@@ -97,7 +99,7 @@ class UtilizationMeter:
         Raises:
             MeasurementError: The sensor failed, or the block was shorter than a sample.
         """
-        reading = UtilizationReading()
+        reading = UtilizationReading(on_gpu=self._nvml is not None)
         if self._nvml is not None:
             with sampled("the GPU's busy share", self._nvml.busy_percent, self._interval_s) as samples:
                 yield reading
