@@ -1,10 +1,11 @@
 """A process that has imported the heavy libraries once and forks a fresh process for each cell.
 
 Importing torch, Transformers and PEFT takes one to nine seconds, and a run of the pipeline starts some ninety processes
-that need them. On Linux the first of these starts a server that imports the libraries, and nothing else: it computes
-nothing and touches no device, and what it has of this package is forgotten in every forked process, so that edited code
-takes effect at once. Each cell is a new process, forked from the server: it has its own memory, its own threads and its own device
-context, and dies with the stage that asked for it. The server ends by itself when it has been idle for a while.
+that need them. On Linux the probe, which comes before them, or else the first of them starts a server that imports the
+libraries, and nothing else: it computes nothing and touches no device, and what it has of this package is forgotten in every
+forked process, so that edited code takes effect at once. Each cell is a new process, forked from the server: it has its own
+memory, its own threads and its own device context, and dies with the stage that asked for it. The server ends by itself when
+it has been idle for a while.
 
 A server is used only by processes of the same user, interpreter, package versions, environment variables that matter
 to the libraries, CPU affinity, limits and namespaces (see `_identity`). `EFFICIENTLLM_PRELOAD=0` turns it off.
@@ -42,6 +43,19 @@ def available() -> bool:
     A process that torchrun has started is watched by it and must do its work itself.
     """
     return sys.platform == "linux" and os.environ.get(SWITCH, "1") != "0" and "TORCHELASTIC_RUN_ID" not in os.environ
+
+
+def start_ahead() -> None:
+    """Starts the server where there is none, and does not wait: it imports while the caller does something else."""
+    if not available():
+        return
+    with contextlib.suppress(OSError):  # a stage that needs it will say so
+        folder = _folder()
+        connection = _connect(folder)
+        if connection is not None:
+            connection.close()
+        elif not (folder / "refused").exists():
+            _start(folder)
 
 
 def run_preloaded(module: str) -> int | None:

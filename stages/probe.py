@@ -2,7 +2,7 @@
 
 import argparse
 
-from efficientllm import config, paths
+from efficientllm import config, paths, preload
 from efficientllm.files import write_json
 from efficientllm.stage import run_stage
 
@@ -11,6 +11,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the stage."""
     argparse.ArgumentParser(description=__doc__).parse_args(argv)
     configuration = config.load()
+    preload.start_ahead()  # for the stages after this one, which is busy for seconds
 
     from efficientllm.config.grid import check_grid, data_fingerprint
     from efficientllm.measurement.hardware import probe, write_hardware

@@ -48,6 +48,19 @@ if __name__ == "__main__":
 '''
 
 
+AHEAD = """
+from efficientllm import preload
+from efficientllm.stage import run_stage
+
+def main():
+    preload.start_ahead()
+    return 0
+
+if __name__ == "__main__":
+    raise SystemExit(run_stage(main))
+"""
+
+
 class Client:
     """A folder with one stage, and a server of its own."""
 
@@ -56,6 +69,7 @@ class Client:
         (root / "stages").mkdir()
         (root / "stages" / "__init__.py").write_text("")
         (root / "stages" / "tell.py").write_text(STAGE)
+        (root / "stages" / "ahead.py").write_text(AHEAD)
         (root / "run").mkdir()
         self.environment = {
             **os.environ, "XDG_RUNTIME_DIR": str(root / "run"), "PYTHONPATH": os.pathsep.join([str(root), str(ROOT), os.environ.get("PYTHONPATH", "")]), "COLOUR": "red",
@@ -74,6 +88,14 @@ class Client:
             text=True,
             check=False,
         )
+
+    def ahead(self, **environment: str) -> None:
+        command = [sys.executable, "-m", "stages.ahead"]
+        subprocess.run(command, cwd=self.root, env=self.environment | environment, check=True, timeout=20)
+
+    def stop(self) -> None:
+        for pid in self.servers():
+            os.kill(pid, signal.SIGTERM)
 
     def servers(self) -> list[int]:
         found = subprocess.run(["pgrep", "-f", f"serve.*{self.root}"], capture_output=True, text=True, check=False)
@@ -95,8 +117,7 @@ class Client:
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     made = Client(tmp_path_factory.mktemp("p"))
     yield made
-    for pid in made.servers():
-        os.kill(pid, signal.SIGTERM)
+    made.stop()
 
 
 def gone(pid: int) -> bool:
@@ -131,6 +152,27 @@ def test_forked_processes_use_the_gpu_the_compiler_and_the_sensors(client: Clien
     for run in done:
         assert run.stdout.splitlines()[1] == "True 1.0 True None", run.stdout + run.stderr
         assert "importing the libraries here" not in run.stderr
+
+
+def test_server_started_ahead_serves_those_who_come_later(tmp_path_factory: pytest.TempPathFactory) -> None:
+    client = Client(tmp_path_factory.mktemp("a"))  # a short name, or the socket's path is too long
+    try:
+        for _ in range(2):
+            client.ahead()
+        socket = next((client.root / "run").glob("*/*")) / "socket"
+        assert not socket.exists(), "it does not wait for the server, which imports for seconds"
+        assert client.run("tell").returncode == 0
+        assert len(client.servers()) == 1
+        client.ahead()
+        assert len(client.servers()) == 1
+    finally:
+        client.stop()
+
+
+def test_nothing_is_started_ahead_where_it_is_turned_off(tmp_path: Path) -> None:
+    client = Client(tmp_path)
+    client.ahead(EFFICIENTLLM_PRELOAD="0")
+    assert not client.servers()
 
 
 def test_exit_codes_and_errors_come_back(client: Client) -> None:
