@@ -50,12 +50,9 @@ def start_ahead() -> None:
     if not available():
         return
     with contextlib.suppress(OSError):  # a stage that needs it will say so
-        folder = _folder()
-        connection = _connect(folder)
+        connection = _connect_or_start(_folder())
         if connection is not None:
             connection.close()
-        elif not (folder / "refused").exists():
-            _start(folder)
 
 
 def run_preloaded(module: str) -> int | None:
@@ -72,17 +69,13 @@ def run_preloaded(module: str) -> int | None:
     except OSError as error:
         print(f"no preloaded process ({error}): importing the libraries here", file=sys.stderr)
         return None
-    if (folder / "refused").exists():
-        return None  # a server found that it cannot serve processes like this one
-    connection = _connect(folder)
-    if connection is None:
-        _start(folder)
-        deadline = time.monotonic() + _READY_S
-        while connection is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-            if (folder / "refused").exists():
-                return None
-            connection = _connect(folder)
+    connection = _connect_or_start(folder)
+    deadline = time.monotonic() + _READY_S
+    while connection is None and time.monotonic() < deadline:
+        if _refused(folder):
+            return None
+        time.sleep(0.05)
+        connection = _connect(folder)
     if connection is None:
         print("no preloaded process came up in time: importing the libraries here", file=sys.stderr)
         return None
@@ -170,6 +163,19 @@ def _identity() -> str:
     return hashlib.sha256(json.dumps(inherited, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def _refused(folder: Path) -> bool:
+    """Whether a server has found that it cannot serve processes like this one."""
+    return (folder / "refused").exists()
+
+
+def _connect_or_start(folder: Path) -> socket.socket | None:
+    """Connects to the server; where there is none it is started, unless it refused before, and None is returned."""
+    connection = _connect(folder)
+    if connection is None and not _refused(folder):
+        _start(folder)
+    return connection
+
+
 def _connect(folder: Path) -> socket.socket | None:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -187,6 +193,6 @@ def _start(folder: Path) -> None:
     environment = {**os.environ, "PYTORCH_NVML_BASED_CUDA_CHECK": "1", "TORCH_WARM_POOL": "0"}
     subprocess.Popen(
         [sys.executable, "-c", f"from efficientllm.preload_server import serve; serve({str(folder)!r})"],
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=(folder / "log").open("wb"),
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=(folder / "log").open("ab"),
         start_new_session=True, env=environment,
     )  # fmt: skip
