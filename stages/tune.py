@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
 
         profile, command = configuration.profile, ["--method", arguments.method, "--size", arguments.size]
         train_in_parallel(
-            profile, profile.tune.training, "stages.tune", command,
+            profile, profile.tune.training.for_size(arguments.size), "stages.tune", command,
             lambda: tune(configuration, arguments.method, arguments.size),
         )  # fmt: skip
 

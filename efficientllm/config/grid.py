@@ -46,8 +46,10 @@ def check_grid(configuration: Configuration) -> None:
                 ".yaml file (docs/bases.md)"
             )
     if not profile.random_weights:
+        for size in configuration.parameters.sizes:
+            check_shares(profile.parallel, profile.tune.training.for_size(size), "tune.training")
+        check_shares(profile.parallel, profile.pretrain.training, "pretrain.training")
         for stage, training in (("pretrain", profile.pretrain.training), ("tune", profile.tune.training)):
-            check_shares(profile.parallel, training, f"{stage}.training")
             if training.optimizer == "adamw_8bit" and device.type != "cuda":
                 raise ParameterError(
                     f"{stage}.training.optimizer is 'adamw_8bit', which needs a CUDA GPU: set it to adamw"

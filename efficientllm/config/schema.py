@@ -176,6 +176,28 @@ class TrainingSettings(Section):
     checkpoint_seconds: Seconds = Field(description="longest time of work that a killed run loses")
 
 
+class BatchSizes(Section):
+    """One batch size per model size."""
+
+    small: Count
+    medium: Count
+    large: Count
+
+
+class TuningTrainingSettings(TrainingSettings):
+    """The training loop's settings for tuning, where each size of model may have a batch that suits the device."""
+
+    batch_sizes: BatchSizes | None = Field(
+        default=None, description="batch size for the models of each size, in place of batch_size"
+    )
+
+    def for_size(self, size: str) -> TrainingSettings:
+        """The settings with the batch size of one size of model."""
+        if self.batch_sizes is None:
+            return self
+        return self.model_copy(update={"batch_size": getattr(self.batch_sizes, size), "batch_sizes": None})
+
+
 class PretrainSettings(Section):
     """The `pretrain` stage."""
 
@@ -215,7 +237,7 @@ class TuneSettings(Section):
     base_type: Literal["float32", "bfloat16"] = Field(
         default="float32", description="type of the base's weights while it is tuned; adapters are float32"
     )
-    training: TrainingSettings
+    training: TuningTrainingSettings
     methods: dict[str, MethodSettings] = Field(min_length=1)
 
 

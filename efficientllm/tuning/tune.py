@@ -43,7 +43,8 @@ def tuning_trainer(
 ) -> Trainer:
     """Sets up the training of a prepared model on the instruction task.
 
-    Every method and size sees the same examples in the same order, in batches of the same size.
+    Every method sees the same examples in the same order, in batches of the same size; so does every size, unless
+    `tune.training.batch_sizes` gives each its own.
 
     Args:
         configuration: The run's parameters.
@@ -52,7 +53,7 @@ def tuning_trainer(
         model: What `prepare_model` returned.
         device: Where the model lies.
     """
-    settings = configuration.profile.tune.training
+    settings = configuration.profile.tune.training.for_size(size)
     method_settings = configuration.profile.tune.methods[method]
     implementation = tuning_method(method)
     base = base_folder(size)
@@ -124,7 +125,7 @@ def _tune(
     model = prepare_model(configuration, method, size, device)
     trainer = tuning_trainer(configuration, method, size, model, device)
     identity = fingerprint(
-        training=settings.training.model_dump(), base_type=settings.base_type, method=settings.methods[method].model_dump(), cell=cell,
+        training=trainer.settings.model_dump(), base_type=settings.base_type, method=settings.methods[method].model_dump(), cell=cell,
         seed=configuration.parameters.seed, data=file_hash(paths.DATA / "manifest.json"),
         base=file_hash(base_folder(size) / "model.safetensors"),
     )  # fmt: skip

@@ -213,6 +213,12 @@ PROFILE_CASES = [
         "pretrain/training/sequence_length", 0, "pretrain.training.sequence_length", "greater than or equal to 8"
     ),
     in_profile("tune/training/sequence_length", 129, "tune.training.sequence_length", "raise the context"),
+    in_profile(
+        "tune/training/batch_sizes",
+        {"small": 4, "medium": 0, "large": 4},
+        "tune.training.batch_sizes.medium",
+        "greater than",
+    ),
     in_profile("tune/training/optimizer", "sgd", "tune.training.optimizer", "'adamw_8bit'"),
     in_profile("tune/training/optimizer", "adamw_8bit", "tune.training.optimizer", "set it to adamw", skip=has_gpu),
     in_profile("architectures/dense_small", GONE, "architectures.dense_small", "learning rate"),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from efficientllm.config.schema import TrainingSettings
+from efficientllm.config.schema import BatchSizes, TuningTrainingSettings
 from efficientllm.data.prompts import EncodedExample
 from efficientllm.models.build import build_decoder
 from efficientllm.tuning import tune
@@ -17,14 +17,14 @@ from tests.models.conftest import config_of
 LENGTHS = range(4, 17)
 
 
-def trainer(monkeypatch: pytest.MonkeyPatch, compiled: str) -> Any:
+def trainer(monkeypatch: pytest.MonkeyPatch, compiled: str, sizes: BatchSizes | None = None) -> Any:
     examples = [EncodedExample([1 + length % 7] * length, length - 2) for length in LENGTHS]
     monkeypatch.setattr(tune, "base_folder", lambda _: Path("base"))
     monkeypatch.setattr(tune, "encode_split", lambda *_, **__: examples)
-    settings = TrainingSettings(
+    settings = TuningTrainingSettings(
         sequence_length=16, batch_size=2, gradient_accumulation=1, steps=12, warmup_steps=2, final_learning_rate_fraction=0.1,
         embedding_learning_rate_scale=1.0, weight_decay=0.0, beta1=0.9, beta2=0.95, gradient_clip=1.0, autocast="none",
-        compile=compiled, evaluation_steps=50, evaluation_sequences=4, checkpoint_seconds=60.0,
+        compile=compiled, evaluation_steps=50, evaluation_sequences=4, checkpoint_seconds=60.0, batch_sizes=sizes,
     )  # fmt: skip
     method = SimpleNamespace(learning_rate=SimpleNamespace(small=1e-3))
     profile = SimpleNamespace(tune=SimpleNamespace(training=settings, methods={"full": method}))
@@ -43,6 +43,13 @@ def test_uncompiled_batches_are_no_wider_than_they_need(monkeypatch: pytest.Monk
         assert (labels[:, -1] >= 0).any(), "the last place of the longest example is its answer's"
         widths.add(inputs.shape[1])
     assert len(widths) > 4
+
+
+def test_each_size_may_have_its_own_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    sized = trainer(monkeypatch, "none", BatchSizes(small=3, medium=2, large=1))
+    assert [len(sized.task.batch(index)[0]) for index in range(3)] == [3, 3, 3]
+    assert (sized.settings.batch_size, sized.settings.batch_sizes) == (3, None)  # what a checkpoint's fingerprint holds
+    assert len(trainer(monkeypatch, "none").task.batch(0)[0]) == 2
 
 
 @pytest.mark.slow
