@@ -130,8 +130,7 @@ def collate(
     Returns:
         Input ids and labels, both int64 `[B, T]` and not shifted; labels are -100 on prompt and padding.
     """
-    width = max(len(example.token_ids) for example in examples)
-    width = min((allowed for allowed in widths if allowed >= width), default=width)
+    width = fitting_width(max(len(example.token_ids) for example in examples), widths)
     inputs = np.full((len(examples), width), pad_id, np.int64)
     labels = np.full((len(examples), width), IGNORED, np.int64)
     for row, example in enumerate(examples):
@@ -141,10 +140,24 @@ def collate(
     return inputs, labels
 
 
-def few_widths(examples: Sequence[EncodedExample]) -> list[int]:
-    """Four widths, the quarters of the longest example, for a program that is compiled anew for each width."""
-    longest = max(len(example.token_ids) for example in examples)
-    return [math.ceil(longest * quarter / 4) for quarter in (1, 2, 3, 4)]
+def fitting_width(longest: int, widths: Sequence[int]) -> int:
+    """The least of the widths that holds a batch's longest example; its own length where none does, or none is given."""
+    return min((allowed for allowed in widths if allowed >= longest), default=longest)
+
+
+def few_widths(batches: Sequence[int]) -> list[int]:
+    """Widths of a training's batches where a program is compiled for each width: some quarters of the longest batch.
+
+    Compiling takes as long as dozens of steps, so a quarter that would serve less than a quarter of the batches is left out,
+    and its batches take the next wider one.
+
+    Args:
+        batches: Length of the longest example of each batch.
+    """
+    longest = max(batches)
+    quarters = [math.ceil(longest * quarter / 4) for quarter in (1, 2, 3, 4)]
+    needed = [fitting_width(batch, quarters) for batch in batches]
+    return [*(width for width in quarters[:-1] if 4 * needed.count(width) >= len(batches)), longest]
 
 
 def _encode(

@@ -18,7 +18,7 @@ from efficientllm.files import check_directory, content_hash, file_hash
 from efficientllm.measurement import subjects
 from efficientllm.measurement.compression import compression_values
 from efficientllm.measurement.energy import EnergyMeter
-from efficientllm.measurement.findings import Findings
+from efficientllm.measurement.findings import Findings, Laps
 from efficientllm.measurement.hardware import read_hardware, sensor_doubt
 from efficientllm.measurement.memory import MemoryMeter
 from efficientllm.measurement.nvml import NvmlDevice
@@ -89,7 +89,7 @@ def measure_cell(configuration: Configuration, axis: registry.Axis, cell: str) -
 def _measure(
     configuration: Configuration, axis: registry.Axis, cell: str, hardware: dict[str, Any], device: torch.device
 ) -> Findings:
-    settings = configuration.profile.measure
+    settings, laps = configuration.profile.measure, Laps()
     nvml = NvmlDevice.of(device) if device.type == "cuda" else None
     others = check_exclusive(nvml, allow_shared=settings.allow_shared)
     memory = MemoryMeter(device, nvml)
@@ -104,6 +104,7 @@ def _measure(
         "energy_methods": meter.component_methods,
         "energy_sensor_doubt": sensor_doubt(hardware, device),
     }
+    laps.end("meters and idle machine")
     trained = None
     if axis != "quantize":
         # first, in a process that holds nothing else yet
@@ -112,18 +113,23 @@ def _measure(
         if device.type == "cuda":
             torch.compiler.reset()  # compiled blocks hold on to the trained model
             torch.cuda.empty_cache()
+        laps.end("training")
     decoder = subjects.load(configuration, axis, cell, device)
     information["serving_type"] = str(decoder.embed_tokens.weight.dtype).removeprefix("torch.")
     facts = subjects.facts(configuration, axis, cell, decoder, None if trained is None else trained.state)
     kernels = decoder.kernels(device) if trained is None else trained.kernels
-    findings = Findings(facts, kernels, information=information)
+    findings = Findings(facts, kernels, information=information, laps=laps)
     if trained is not None:
         training_values(configuration, axis, cell, trained, meter, findings)
+    laps.end("loading the model")
     # serving comes before the evaluation, whose large batches leave memory behind in the process
     base = None if axis == "pretrain" else base_folder(subjects.identity(configuration, axis, cell)[1])
     serve(configuration, axis, decoder, held_out_folder(base), meter, memory, findings)
     losses, correct = _quality(configuration, axis, base, decoder, device, findings)
+    laps.end("evaluation")
     compression_values(configuration, axis, cell, losses, correct, device, findings)
+    laps.end("comparison with the base or bfloat16")
+    information["seconds"] = laps.seconds
     return findings
 
 

@@ -79,6 +79,7 @@ class WorkloadResult:
 
     Args:
         warmup_calls: Calls before the first window.
+        warmup_seconds: What they took, compilation included.
         stable: Whether the last warm-up calls agreed within 2 %.
         memory: The memory pass.
         windows: The repeats, in the order in which they were taken.
@@ -87,6 +88,7 @@ class WorkloadResult:
     """
 
     warmup_calls: int
+    warmup_seconds: float
     stable: bool
     memory: MemoryReading
     windows: list[WindowResult]
@@ -148,8 +150,8 @@ def measure_workloads(
             time.sleep(settings.cooldown_seconds)
         windows[position].append(_window(workloads[position], settings, meter, utilization, turn))
     return [
-        WorkloadResult(calls, stable, reading, taken, memory.method, utilization.method)
-        for (calls, stable), reading, taken in zip(warm, held, windows, strict=True)
+        WorkloadResult(calls, seconds, stable, reading, taken, memory.method, utilization.method)
+        for (calls, seconds, stable), reading, taken in zip(warm, held, windows, strict=True)
     ]
 
 
@@ -246,7 +248,7 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _warm_up(workload: Workload, settings: MeasureSettings) -> tuple[int, bool]:
+def _warm_up(workload: Workload, settings: MeasureSettings) -> tuple[int, float, bool]:
     """Calls until enough calls and seconds have passed and the last calls agree, within a limit."""
     started, times = time.perf_counter(), list[float]()
     for calls in itertools.count(1):
@@ -259,7 +261,7 @@ def _warm_up(workload: Workload, settings: MeasureSettings) -> tuple[int, bool]:
         stable = len(last) == _STABLE_CALLS and max(last) <= min(last) * (1 + _STABLE)
         enough = calls >= settings.warmup_calls and now - started >= settings.warmup_seconds
         if enough and (stable or now - started >= _LONGEST_WARM_UP * settings.warmup_seconds):
-            return calls, stable
+            return calls, now - started, stable
     raise AssertionError("unreachable")
 
 

@@ -47,6 +47,7 @@ def resource_values(
     per_million = sum(result.joules_per_call()) / len(result.windows) / tokens * 1e6
     findings.information[workload] = {
         "warmup_calls": result.warmup_calls,
+        "warmup_seconds": result.warmup_seconds,
         "warmup_stable": result.stable,
         "calls": [window.calls for window in result.windows],
         "turns": [window.turn for window in result.windows],

@@ -54,6 +54,7 @@ def serve(
     engine = serving_engine(decoder, settings)
     findings.kernels["serving"] = engine.execution
     prompts = serving_prompts(held_out, settings.serving_batch_size, settings.serving_prompt_length, device)
+    findings.laps.end("compiling and recording the served steps")
     served, *prefill = measure_workloads(
         _workloads(axis, engine, prompts), settings, meter, memory, seed=configuration.parameters.seed
     )
@@ -65,12 +66,14 @@ def serve(
     bandwidth = copy_bandwidth(device)
     _memory_values(decoder, engine, settings, times, bandwidth, findings)
     findings.information["weights"] = stored_parts(decoder)
+    findings.laps.end("serving")
     if axis == "tune":
         return  # a tuned model is served in the shape of its base, whatever the method
     del engine  # its cache makes room for those of the curves
     findings.information["serving_curves"] = serving_curves(
         decoder, settings, lambda batch, length: serving_prompts(held_out, batch, length, device), meter, bandwidth
     )
+    findings.laps.end("serving curves")
 
 
 def _workloads(axis: registry.Axis, engine: GreedyEngine, prompts: torch.Tensor) -> list[Workload]:

@@ -27,6 +27,7 @@ def train(
         tokens_per_step: Training tokens of one optimizer step, for the curve.
         save: Writes the model's artifact.
     """
+    trainer.compile_ahead()
     meter = EnergyMeter(trainer.device)
     others = trainer.world
     with meter.running() as reading:

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ class TrainingTask:
         evaluate: Returns the held-out loss in nats per token.
         groups: Makes the parameter groups for the optimizer; called once the parameters are where they will be trained.
         learning_rate: Peak learning rate.
+        each_shape: Indices of micro-batches, one of each shape, for which blocks are compiled before a run begins.
     """
 
     model: nn.Module
@@ -43,6 +44,7 @@ class TrainingTask:
     evaluate: Callable[[], float]
     groups: Callable[[], list[dict[str, Any]]]
     learning_rate: float
+    each_shape: Sequence[int] = (0,)
 
 
 def compiles_blocks(settings: TrainingSettings, device: torch.device) -> bool:
@@ -108,18 +110,9 @@ class Trainer:
         losses, tokens = [], 0
         micro_batches = self.settings.gradient_accumulation
         for micro in range(micro_batches):
-            inputs, labels = self.task.batch(index * micro_batches + micro)
-            tokens += inputs.numel()
-            weight = 1.0
-            if self.world is not None:
-                inputs, labels, weight = self.world.share(inputs, labels)
-            with self._gradients_kept(until_next=micro + 1 < micro_batches):
-                with self._mixed_precision():
-                    # labels stay where they are: the loss leaves out ignored ones without waiting for the device
-                    on_device = inputs.to(self.device, non_blocking=True)
-                    loss, cross_entropy = self._loss(on_device, labels, weight)
-                (loss / micro_batches).backward()
-            losses.append(cross_entropy)
+            batch = self.task.batch(index * micro_batches + micro)
+            tokens += batch[0].numel()
+            losses.append(self._add_gradients(batch, until_next=micro + 1 < micro_batches))
         norm = torch.nn.utils.clip_grad_norm_(self._trainable, self.settings.gradient_clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -129,6 +122,33 @@ class Trainer:
 
             mean, norm = self.world.mean(mean), whole(norm)
         return StepResult(mean, tokens, norm)
+
+    def compile_ahead(self) -> None:
+        """Compiles the blocks for each shape of batch, where they are compiled, so that a run's time and energy leave it out.
+
+        It takes as long as dozens of steps, longer where the compiler's cache is empty: the first of two equal runs would
+        look dearer than the second. Weights, optimizer and random numbers stay as they are.
+        """
+        if not compiles_blocks(self.settings, self.device):
+            return
+        self.task.model.train()
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            for index in self.task.each_shape:
+                self._add_gradients(self.task.batch(index), until_next=False)
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _add_gradients(self, batch: Batch, *, until_next: bool) -> torch.Tensor:
+        """Adds a micro-batch's share of a step's gradients; returns its cross-entropy."""
+        (inputs, labels), weight = batch, 1.0
+        if self.world is not None:
+            inputs, labels, weight = self.world.share(inputs, labels)
+        with self._gradients_kept(until_next=until_next):
+            with self._mixed_precision():
+                # labels stay where they are: the loss leaves out ignored ones without waiting for the device
+                on_device = inputs.to(self.device, non_blocking=True)
+                loss, cross_entropy = self._loss(on_device, labels, weight)
+            (loss / self.settings.gradient_accumulation).backward()
+        return cross_entropy
 
     def run(
         self,

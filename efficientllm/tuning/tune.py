@@ -11,7 +11,7 @@ from efficientllm.bases.base import base_folder
 from efficientllm.config import Configuration
 from efficientllm.data.order import batch_positions
 from efficientllm.data.packing import IGNORED
-from efficientllm.data.prompts import EncodedExample, collate, encode_split, few_widths
+from efficientllm.data.prompts import EncodedExample, collate, encode_split, few_widths, fitting_width
 from efficientllm.device_lock import claimed
 from efficientllm.errors import ArtifactError
 from efficientllm.files import file_hash, read_json, whole_directory, write_json
@@ -27,6 +27,8 @@ from efficientllm.tuning.method import TunableModel, tuning_method
 
 _DESCRIPTION = "tuning.json"
 _EVALUATION_BATCH = 32
+_JUDGED_BATCHES = 1000
+"""Batches at the start of a training by whose lengths the widths of compiled programs are chosen."""
 
 
 def prepare_model(configuration: Configuration, method: str, size: str, device: torch.device) -> TunableModel:
@@ -60,11 +62,21 @@ def tuning_trainer(
     examples = encode_split(paths.DATA, "train", settings.sequence_length, tokenizer_folder=base)
     held_out = encode_split(paths.DATA, "validation", settings.sequence_length, tokenizer_folder=base)
     held_out = held_out[: settings.evaluation_sequences]
-    widths = few_widths(examples) if compiles_blocks(settings, device) else []
+
+    def examples_of(index: int) -> list[EncodedExample]:
+        order = batch_positions(len(examples), settings.batch_size, index, configuration.parameters.seed)
+        return [examples[position] for position in order]
+
+    widths, each_shape = list[int](), [0]
+    if compiles_blocks(settings, device):
+        count = min(settings.steps * settings.gradient_accumulation, _JUDGED_BATCHES)
+        longest = [max(len(example.token_ids) for example in examples_of(index)) for index in range(count)]
+        widths = few_widths(longest)
+        taken = [fitting_width(length, widths) for length in longest]
+        each_shape = [taken.index(width) for width in dict.fromkeys(taken)]
 
     def batch(index: int) -> Batch:
-        order = batch_positions(len(examples), settings.batch_size, index, configuration.parameters.seed)
-        return collated([examples[position] for position in order], widths)
+        return collated(examples_of(index), widths)
 
     task = TrainingTask(
         model=model.module,
@@ -73,6 +85,7 @@ def tuning_trainer(
         evaluate=lambda: answer_loss(model.decoder, held_out, device),
         groups=lambda: implementation.groups(model, implementation.options(method_settings), settings),
         learning_rate=getattr(method_settings.learning_rate, size),
+        each_shape=each_shape,
     )
     return Trainer(task, settings, device)
 

@@ -237,7 +237,7 @@ def test_work_of_others_is_told_from_ones_own() -> None:
     window = WindowResult(1, 1.0, EnergyReading(), UtilizationReading(99.0, others_cores=0.2), 0, None, [])
     disturbed = dataclasses.replace(window, busy=UtilizationReading(99.0, others_cores=1.14))
     on_gpu = dataclasses.replace(window, busy=UtilizationReading(99.0, on_gpu=True))
-    result = WorkloadResult(1, True, MemoryReading(), [window, window], "", "")
+    result = WorkloadResult(1, 0.0, True, MemoryReading(), [window, window], "", "")
     assert result.doubts() == ""
     assert dataclasses.replace(result, windows=[on_gpu]).doubts() == ""
     spoiled = dataclasses.replace(result, windows=[window, disturbed]).doubts()
@@ -250,7 +250,7 @@ def test_gpu_that_waits_for_its_host_is_doubted() -> None:
             WindowResult(1, 1.0, EnergyReading(), UtilizationReading(share, on_gpu=on_gpu), 0, None, [])
             for share in shares
         ]
-        return WorkloadResult(1, True, MemoryReading(), windows, "", "").doubts()
+        return WorkloadResult(1, 0.0, True, MemoryReading(), windows, "", "").doubts()
 
     assert "the GPU was busy for less than 80 % of the time" in doubts(45.0, 53.0, 44.0)
     assert doubts(99.0, 70.0, 99.0) == "", "one window alone may have been disturbed"

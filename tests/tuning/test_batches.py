@@ -53,13 +53,20 @@ def test_each_size_may_have_its_own_batch(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.slow
-def test_compiled_steps_make_a_program_for_each_of_few_widths(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_compiled_ahead_is_all_that_a_run_compiles_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.compiler.reset()
     torch._dynamo.utils.counters.clear()
     made = trainer(monkeypatch, "blocks")
-    losses = [float(made.step(index).loss) for index in range(12)]
+    weights = {name: tensor.clone() for name, tensor in made.task.model.state_dict().items()}
+    random_state = torch.get_rng_state()
+    made.compile_ahead()
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    assert 1 < graphs <= 4
+    assert graphs == len(made.task.each_shape) > 1
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in made.task.model.state_dict().items())
+    assert all(parameter.grad is None for parameter in made.task.model.parameters())
+    losses = [float(made.step(index).loss) for index in range(12)]
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs, "a program for each width and no more"
     plain = trainer(monkeypatch, "none")
     assert losses == pytest.approx([float(plain.step(index).loss) for index in range(12)], abs=1e-4)
     torch.compiler.reset()
