@@ -25,6 +25,8 @@ def test_every_cell_is_measured(finished: Project) -> None:
                 assert value.value > 0, f"{row.cell}: {key} is {value.value}"
         assert record.metrics["processor_compute_utilization"].value <= 101
         assert record.metrics["energy_per_token"].source in ("measured", "modelled")
+        assert min(record.information["seconds"].values()) >= 0
+        assert sum(record.information["seconds"].values()) > 3 * record.metrics["energy_per_token"].window_s
     stages = Project.stages_run((finished.root.parent / "repro.log").read_text())
     cells = len({(row.axis, row.cell) for row in configuration.rows()})
     expected = 2 * cells + len(configuration.parameters.sizes) + 4
