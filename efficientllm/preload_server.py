@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 from efficientllm.preload import SWITCH
 
@@ -29,8 +30,14 @@ _COMPILER = ("torch._dynamo", "torch._inductor.compile_fx")
 """What training on a GPU needs besides; on a CPU bitsandbytes has imported it."""
 
 
-def serve(folder: str) -> None:
-    """Imports the libraries, then forks a process for each request until none has come for two minutes."""
+def serve(folder: str, *, cautious: bool = False) -> None:
+    """Imports the libraries, then forks a process for each request until none has come for two minutes.
+
+    Args:
+        folder: Of the server's socket, lock and log.
+        cautious: On a GPU, leave out what might initialise CUDA, after which no forked process could use it. A server begins
+            with everything, tries a forked process, and where that fails starts anew with this.
+    """
     place = Path(folder)
     with (place / "lock").open("wb") as lock:
         try:
@@ -40,12 +47,14 @@ def serve(folder: str) -> None:
         for name in _LIBRARIES:
             importlib.import_module(name)
         if not _has_cuda():
-            importlib.import_module("peft")  # it imports bitsandbytes, which initialises CUDA where it can
-        elif _forked_process_can_compute(after=_COMPILER):
-            for name in _COMPILER:
-                importlib.import_module(name)
+            importlib.import_module("peft")
+        elif not cautious:
+            _import_for_gpu()
         _detect_hardware()
         if (reason := _why_not_to_fork()) is not None:
+            if _has_cuda() and not cautious:
+                again = f"from efficientllm.preload_server import serve; serve({folder!r}, cautious=True)"
+                os.execv(sys.executable, [sys.executable, "-c", again])
             (place / "refused").write_text(reason + "\n", encoding="utf-8")
             return
         path = place / "socket"
@@ -96,29 +105,61 @@ def _has_cuda() -> bool:
     return torch.cuda.is_available()  # asks NVML and leaves CUDA alone, see `_start`
 
 
-def _forked_process_can_compute(*, after: tuple[str, ...] = ()) -> bool:
-    """Tries a forked process on the GPU and its sensors: had an import initialised CUDA here, none of them could use it.
+def _import_for_gpu() -> None:
+    """Imports the compiler and PEFT; PEFT imports bitsandbytes, which is told what it would initialise CUDA to learn."""
+    import torch
 
-    Args:
-        after: Modules to try it with: a forked process imports them and forks the one that is tried.
-    """
+    for name in _COMPILER:
+        importlib.import_module(name)
+    capabilities, ask = _compute_capabilities(), torch.cuda.get_device_capability
+
+    def known(device: Any = None) -> tuple[int, int]:
+        return capabilities[getattr(device, "idx", device) or 0]
+
+    torch.cuda.get_device_capability = known
+    try:
+        importlib.import_module("peft")
+    finally:
+        torch.cuda.get_device_capability = ask
+
+
+def _compute_capabilities() -> list[tuple[int, int]]:
+    """Compute capability of each GPU, found out in a forked process, for the question initialises CUDA."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            import torch
+
+            found = [torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())]
+            os.write(writing, json.dumps(found).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        answer = pipe.read()
+    os.waitpid(pid, 0)
+    return [(major, minor) for major, minor in json.loads(answer or "[]")]
+
+
+def _forked_process_can_compute() -> bool:
+    """Tries a forked process on the GPU and its sensors: had an import initialised CUDA here, none of them could use it."""
     if not _has_cuda():
         return True
     pid = os.fork()
     if pid == 0:
         code = 1
         try:
-            if after:
-                for name in after:
-                    importlib.import_module(name)
-                code = 0 if _forked_process_can_compute() else 1
-            else:
-                import torch
+            import torch
 
-                from efficientllm.measurement.nvml import NvmlDevice
+            from efficientllm.measurement.nvml import NvmlDevice
 
-                NvmlDevice.of(torch.zeros(1, device="cuda").device).watts()
-                code = 0
+            ones = torch.ones(64, 64, device="cuda", dtype=torch.float16)
+            if (bitsandbytes := sys.modules.get("bitsandbytes")) is not None:
+                restored = bitsandbytes.functional.dequantize_4bit(*bitsandbytes.functional.quantize_4bit(ones))
+                assert torch.equal(restored, ones)
+            NvmlDevice.of(ones.device).watts()
+            code = 0
         finally:
             os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

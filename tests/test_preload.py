@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from efficientllm import preload
+from efficientllm import preload, preload_server
 
 ROOT = Path(__file__).parents[1]
 pytestmark = [
@@ -150,6 +150,7 @@ def test_forked_processes_use_the_gpu_the_compiler_and_the_sensors(client: Clien
     assert not refused
     assert len(client.servers()) == 1
     for run in done:
+        assert run.stdout.splitlines()[0].endswith(" True"), "PEFT is loaded"
         assert run.stdout.splitlines()[1] == "True 1.0 True None", run.stdout + run.stderr
         assert "importing the libraries here" not in run.stderr
 
@@ -228,11 +229,12 @@ def test_runtime_folder_too_long_for_a_socket_is_no_obstacle(client: Client) -> 
 
 def test_libraries_that_would_initialise_the_gpu_are_found_in_a_forked_process(monkeypatch: pytest.MonkeyPatch) -> None:
     from efficientllm.measurement.nvml import NvmlDevice
-    from efficientllm.preload_server import _forked_process_can_compute
 
     class Made:
+        initialised = False
+
         def __init__(self) -> None:
-            if "colorsys" in sys.modules:
+            if self.initialised:
                 raise RuntimeError("CUDA was initialised before the fork")
             self.device = torch.device("cuda")
 
@@ -244,14 +246,57 @@ def test_libraries_that_would_initialise_the_gpu_are_found_in_a_forked_process(m
                 raise OSError("NVML was initialised before the fork")
             return 70.0
 
-    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    monkeypatch.delitem(sys.modules, "bitsandbytes", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch, "zeros", lambda *_, **__: Made())
+    monkeypatch.setattr(torch, "ones", lambda *_, **__: Made())
     monkeypatch.setattr(NvmlDevice, "of", lambda _: Sensor())
-    assert _forked_process_can_compute()
-    assert _forked_process_can_compute(after=("bisect",))
-    assert not _forked_process_can_compute(after=("colorsys",))
-    assert not _forked_process_can_compute(after=("no_such_module",))
-    assert "colorsys" not in sys.modules
+    assert preload_server._forked_process_can_compute()
     monkeypatch.setattr(Sensor, "broken", True)
-    assert not _forked_process_can_compute()
+    assert not preload_server._forked_process_can_compute()
+    monkeypatch.setattr(Sensor, "broken", False)
+    monkeypatch.setattr(Made, "initialised", True)
+    assert not preload_server._forked_process_can_compute()
+
+
+def test_gpu_tells_its_capability_without_being_initialised(monkeypatch: pytest.MonkeyPatch) -> None:
+    server, told, imported = os.getpid(), [], []
+
+    def capability(index: int) -> tuple[int, int]:
+        assert os.getpid() != server, "this process must not ask: it would initialise CUDA"
+        return (9, index)
+
+    def import_module(name: str) -> None:
+        imported.append(name)
+        if name == "peft":  # as bitsandbytes asks, which PEFT imports
+            told.extend(torch.cuda.get_device_capability(torch.cuda.device(index)) for index in range(2))
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capability)
+    monkeypatch.setattr(preload_server.importlib, "import_module", import_module)
+    preload_server._import_for_gpu()
+    assert told == [(9, 0), (9, 1)]
+    assert imported == ["torch._dynamo", "torch._inductor.compile_fx", "peft"]
+    assert torch.cuda.get_device_capability is capability
+
+
+def test_server_whose_imports_have_taken_the_gpu_starts_anew_without_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Replaced(BaseException):
+        pass
+
+    def execute(program: str, command: list[str]) -> None:
+        raise Replaced(command[-1])
+
+    loaded: list[str] = []
+    monkeypatch.setattr(preload_server, "_has_cuda", lambda: True)
+    monkeypatch.setattr(preload_server, "_import_for_gpu", lambda: loaded.append("all"))
+    monkeypatch.setattr(preload_server, "_detect_hardware", lambda: None)
+    monkeypatch.setattr(preload_server, "_why_not_to_fork", lambda: "a forked process cannot use the GPU")
+    monkeypatch.setattr(preload_server.os, "execv", execute)
+    with pytest.raises(Replaced, match="cautious=True"):
+        preload_server.serve(str(tmp_path))
+    assert not (tmp_path / "refused").exists()
+    preload_server.serve(str(tmp_path), cautious=True)
+    assert loaded == ["all"]
+    assert (tmp_path / "refused").read_text() == "a forked process cannot use the GPU\n"
