@@ -8,8 +8,9 @@ and made on the device from one seed, so that nothing is read from a disk and al
 of generated tokens that equal ours, which is below 1 where near ties are rounded otherwise.
 
 A combination that fails (out of memory, a kernel that is missing) prints its reason, and the others go on. With --out the
-table is written after each row, so that a run that is cut short keeps what it has. J/token needs NVML's energy counter and
-is empty without one. `roof` is the share of the measured copy bandwidth at which a decoding step reads what it must read.
+table is written after each row, and a run that was cut short goes on with the rows that are missing, on a device of the same
+name alone. J/token needs NVML's energy counter and is empty without one. `roof` is the share of the measured copy bandwidth at
+which a decoding step reads what it must read.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from csv_table import write_table
+from csv_table import read_table, write_table
 from serving_engines import (
     ENGINES,
     SHAPES,
@@ -61,12 +62,14 @@ def main() -> None:
     print(
         f"{name}: copies at {bandwidth.bytes_per_second / 1e9:.0f} GB/s; prompt {arguments.prompt}, output {arguments.output}"
     )
-    results: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = read_table(Path(arguments.out)) if arguments.out else []
+    if others := {row.get("device", "an unnamed device") for row in results} - {name}:
+        raise SystemExit(f"{arguments.out} has rows of {', '.join(others)}, and this is {name}: name another file")
     tokens: dict[tuple[str, ...], torch.Tensor] = {}
     for shape in arguments.shapes:
         for key in arguments.precisions:
             for engine in sorted(arguments.engines, key=ENGINES[::-1].index):  # ours first: the others compare with it
-                _served(shape, key, engine, arguments, device, nvml, results, tokens)
+                _served(shape, key, engine, arguments, device, name, nvml, results, tokens)
 
 
 def _served(
@@ -75,23 +78,28 @@ def _served(
     engine: str,
     arguments: argparse.Namespace,
     device: torch.device,
+    device_name: str,
     nvml: NvmlDevice | None,
     results: list[dict[str, Any]],
     tokens: dict[tuple[str, ...], torch.Tensor],
 ) -> None:
-    """Makes one model and serves it at all batch sizes."""
+    """Makes one model and serves it at all batch sizes that the table lacks."""
     model = None
     longest = arguments.prompt + arguments.output
     for batch in arguments.batches:
         row: dict[str, Any] = {"shape": shape, "precision": key, "engine": engine, "batch": batch}
-        row |= {"prompt": arguments.prompt, "output": arguments.output}
+        row |= {"prompt": arguments.prompt, "output": arguments.output, "device": device_name}
+        if any(row.items() <= known.items() for known in results):
+            continue
         try:
             torch.compiler.reset()
             model = model or make_model(shape, key, engine, longest, arguments.options[key], device)
             found, row_values = _measured(model, engine, batch, arguments, device, nvml)
             row |= row_values
-            ours = tokens.setdefault((shape, key, str(batch)), found.cpu())
-            row["same"] = float((found.cpu() == ours).float().mean())
+            if engine == "ours":
+                tokens[shape, key, str(batch)] = found.cpu()
+            if (ours := tokens.get((shape, key, str(batch)))) is not None:  # an earlier run may have had them
+                row["same"] = float((found.cpu() == ours).float().mean())
         except Exception as error:  # a combination that fails is a result too
             row["failure"] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
             if arguments.traceback:
@@ -209,7 +217,7 @@ def _print(row: dict[str, Any], results: list[dict[str, Any]]) -> None:
         f"{shown(row['joules_per_token'], '.4f')} J/tok (prefill {shown(row['prefill_joules_per_token'], '.5f')}, decode "
         f"{shown(row['decode_joules_per_token'], '.4f')})  {shown(row['watts'], '.0f')} W  weights {row['weights_gib']:.2f} "
         f"cache {row['cache_gib']:.2f} peak {shown(row['peak_gib'], '.2f')} GiB  x ours {shown(row['x_ours'], '.2f')}  "
-        f"x bfloat16 {shown(row['x_bfloat16'], '.2f')}  same {row['same']:.2f}  [{row['execution']}; warm-up "
+        f"x bfloat16 {shown(row['x_bfloat16'], '.2f')}  same {shown(row.get('same'), '.2f')}  [{row['execution']}; warm-up "
         f"{row['warmup_s']:.0f} s]",
         flush=True,
     )

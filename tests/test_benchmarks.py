@@ -41,21 +41,19 @@ def test_training_throughput(
 
 def test_serving(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     size = ("--shape", "tiny", "--batches", "1", "--prompt", "8", "--output", "4", "--seconds", "0", "--repeats", "1")
-    run(
-        monkeypatch,
-        "serving.py",
-        *size,
-        "--precisions",
-        "bfloat16,int4",
-        "--traceback",
-        "--out",
-        str(tmp_path / "s.csv"),
-    )
+    command = ("serving.py", *size, "--traceback", "--out", str(tmp_path / "s.csv"))
+    run(monkeypatch, *command, "--precisions", "bfloat16")
+    cut_short = table(tmp_path / "s.csv")
+    run(monkeypatch, *command, "--precisions", "bfloat16,int4")
     found = table(tmp_path / "s.csv")
+    assert [row["tokens_per_second"] for row in found[:3]] == [row["tokens_per_second"] for row in cut_short]
     assert [(row["precision"], row["engine"]) for row in found] == [
         (precision, engine) for precision in ("bfloat16", "int4") for engine in ("ours", "static", "generate")
     ]
     assert all(float(row["tokens_per_second"]) > 0 for row in found)
+    (tmp_path / "s.csv").write_text((tmp_path / "s.csv").read_text().replace(",CPU", ",another"))
+    with pytest.raises(SystemExit, match="rows of another, and this is CPU"):
+        run(monkeypatch, *command, "--precisions", "int4")
 
 
 def test_tuning_throughput(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
