@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 FOLDER_VARIABLE = "EFFICIENTLLM_LOCKS"
 _FOLDER = "/tmp/efficientllm-locks"  # not TMPDIR, which schedulers make anew for each job
 _POLL_S = 0.2
+_SIGNATURE = re.compile(r"process (\d+) \((.*)\)")
+_claims: list[tuple[Path, str]] = []
+"""What this process holds, the latest last: lock file and purpose."""
 
 
 @contextlib.contextmanager
@@ -42,10 +45,32 @@ def claimed(purpose: str, *, alone: bool) -> "Iterator[torch.device]":
     """
     candidates = _candidates()
     path, handle = _take(list(candidates), purpose, alone=alone)
+    _claims.append((path, purpose))
     try:
         yield _made_current(candidates[path])
     finally:
+        _claims.pop()
         os.close(handle)
+
+
+def others_meanwhile() -> list[str]:
+    """Other cells that have held this process' device since it was last free, by their purposes.
+
+    Returns:
+        Purposes, in the order in which the cells came; none where this process holds no device. A cell that left before this
+        one came may be among them, where a third one held the device all the while.
+    """
+    if not _claims:
+        return []
+    path, own = _claims[-1]
+    together = world.current() is not None  # then other processes are of this very cell
+    lines = list[str]()
+    with contextlib.suppress(FileNotFoundError):  # someone has tidied /tmp: then nobody is known
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    signed = [(int(found[1]), found[2]) for line in lines if (found := _SIGNATURE.fullmatch(line))]
+    return list(
+        dict.fromkeys(purpose for pid, purpose in signed if pid != os.getpid() and not (together and purpose == own))
+    )
 
 
 def _candidates() -> "dict[Path, torch.device]":
@@ -127,7 +152,7 @@ def _holders(path: Path) -> list[str]:
     """Who else has signed and still runs."""
     with contextlib.suppress(FileNotFoundError):
         signed = dict.fromkeys(path.read_text(encoding="utf-8", errors="replace").splitlines())
-        return [line for line in signed if (found := re.match(r"process (\d+) ", line)) and _runs(int(found[1]))]
+        return [line for line in signed if (found := _SIGNATURE.fullmatch(line)) and _runs(int(found[1]))]
     return []
 
 

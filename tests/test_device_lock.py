@@ -69,6 +69,19 @@ def test_two_processes_measure_one_after_the_other() -> None:
     first.process.wait()
 
 
+def test_who_trained_on_the_device_meanwhile_is_known_afterwards() -> None:
+    assert device_lock.others_meanwhile() == []
+    with claimed("tune@dora-small", alone=False):
+        assert device_lock.others_meanwhile() == []
+        other = Holder("tune@lora-small", "together")
+        assert other.line().startswith("in ")
+        other.let_go()
+        other.process.wait()
+        assert device_lock.others_meanwhile() == ["tune@lora-small"], "also when it has left"
+    with claimed("tune@dora-small", alone=False):
+        assert device_lock.others_meanwhile() == [], "the device was free in between"
+
+
 def test_training_shares_the_device_and_measuring_does_not(capsys: pytest.CaptureFixture[str]) -> None:
     entered, leave = threading.Event(), threading.Event()
 

@@ -75,11 +75,13 @@ def _added(record: Record, curves: Mapping[str, Curve], root: Path) -> Record:
         return _missing(record, f"{reference} is not in this run")
     if record.cell not in curves:
         return _missing(record, "this run left no telemetry")
+    hardware = read_json(root / paths.telemetry("tune", record.cell) / RUN_FILE)["hardware"]
+    if others := hardware.get("shared_with"):
+        return _missing(record, f"the joules are not its own: {', '.join(others)} computed on its device meanwhile")
     target = [loss for loss in curves[reference].validation_loss if loss is not None][-1]
     joules = joules_to_reach(curves[record.cell], target)
     if joules is None:
         return _missing(record, f"its validation loss stayed above {target:.4g}, or no energy was read")
-    hardware = read_json(root / paths.telemetry("tune", record.cell) / RUN_FILE)["hardware"]
     known = metric(_KEY)
     value = Value(
         value=joules, unit=known.unit, direction=known.direction, source=hardware["energy_source"], n=1,

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from efficientllm import paths
+from efficientllm.device_lock import others_meanwhile
 from efficientllm.distributed.totals import device_memory, peak_gib, total_joules
 from efficientllm.measurement.energy import EnergyMeter, RunningEnergy
 from efficientllm.training.telemetry import write_telemetry
@@ -42,6 +43,7 @@ def train(
         "energy_method": meter.method,
         "energy_source": meter.source,
         "energy_fault": reading.fault,
+        "shared_with": others_meanwhile(),
     }
     if others is not None:
         hardware["parallel"] = _parallel_facts(trainer)

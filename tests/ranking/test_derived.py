@@ -1,5 +1,6 @@
 """Energy to a loss, and quality over seeds: small cases worked out by hand."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -55,28 +56,40 @@ def record(cell: str, size: str = "small", **numbers: float) -> Record:
     )  # fmt: skip
 
 
-def telemetry(root: Path, cell: str, rows: list[tuple[float, float]]) -> None:
+def telemetry(root: Path, cell: str, rows: list[tuple[float, float]], shared_with: tuple[str, ...] = ()) -> None:
     folder = root / paths.telemetry("tune", cell)
     folder.mkdir(parents=True)
     lines = [f"{step},{step * 10},1.0,{loss},0.1,{step},{joules}" for step, (loss, joules) in enumerate(rows, start=1)]
     header = "step,tokens,loss,validation_loss,learning_rate,seconds,joules"
     (folder / "curve.csv").write_text("\n".join([header, *lines]))
-    (folder / "run.json").write_text(
-        '{"hardware": {"device": "a GPU", "energy_method": "a counter", "energy_source": "measured"}}'
-    )
+    hardware = {
+        "device": "a GPU",
+        "energy_method": "a counter",
+        "energy_source": "measured",
+        "shared_with": shared_with,
+    }
+    (folder / "run.json").write_text(json.dumps({"hardware": hardware}))
 
 
 def test_energy_to_loras_loss(tmp_path: Path) -> None:
     telemetry(tmp_path, "lora-small", [(3.0, 10.0), (2.0, 20.0)])
     telemetry(tmp_path, "dora-small", [(4.0, 10.0), (1.0, 40.0)])
     telemetry(tmp_path, "freeze-small", [(4.0, 10.0), (3.0, 20.0)])
+    telemetry(tmp_path, "full-small", [(4.0, 10.0), (1.0, 40.0)], shared_with=("tune@lora-large",))
     telemetry(tmp_path, "dora-medium", [(4.0, 10.0), (1.0, 40.0)])
-    cells = [record("lora-small"), record("dora-small"), record("freeze-small"), record("dora-medium", "medium")]
+    cells = [
+        record("lora-small"),
+        record("dora-small"),
+        record("freeze-small"),
+        record("full-small"),
+        record("dora-medium", "medium"),
+    ]
     found = with_energy_to_loss({("tune", entry.cell): entry for entry in cells}, tmp_path)
     taken = {cell: entry.metrics["energy_to_lora_loss"] for (_, cell), entry in found.items() if entry.metrics}
     assert {cell: entry.value for cell, entry in taken.items()} == {"lora-small": 20.0, "dora-small": 30.0}
     assert taken["dora-small"].source == "measured"
     assert "stayed above 2" in found["tune", "freeze-small"].missing["energy_to_lora_loss"]
+    assert "not its own: tune@lora-large" in found["tune", "full-small"].missing["energy_to_lora_loss"]
     assert "lora-medium is not in this run" in found["tune", "dora-medium"].missing["energy_to_lora_loss"]
 
 
