@@ -81,7 +81,7 @@ class WorkloadResult:
         warmup_calls: Calls before the first window.
         warmup_seconds: What they took, compilation included.
         stable: Whether the last warm-up calls agreed within 2 %.
-        memory: The memory pass.
+        memory: The memory pass, a reading for each repeat.
         windows: The repeats, in the order in which they were taken.
         memory_method: How memory was read.
         busy_method: How the busy share was read.
@@ -90,7 +90,7 @@ class WorkloadResult:
     warmup_calls: int
     warmup_seconds: float
     stable: bool
-    memory: MemoryReading
+    memory: list[MemoryReading]
     windows: list[WindowResult]
     memory_method: str
     busy_method: str
@@ -138,11 +138,7 @@ def measure_workloads(
     warm, held = [], []
     for workload in workloads:
         warm.append(_warm_up(workload, settings))
-        with memory.window() as reading:
-            for _ in range(settings.memory_calls):
-                workload.step()
-            synchronize(workload.device)
-        held.append(reading)
+        held.append([_memory(workload, settings, memory) for _ in range(settings.repeats)])
     utilization = UtilizationMeter(meter.nvml)
     windows: list[list[WindowResult]] = [[] for _ in workloads]
     for turn, position in enumerate(_order(len(workloads), settings.repeats, seed)):
@@ -150,9 +146,18 @@ def measure_workloads(
             time.sleep(settings.cooldown_seconds)
         windows[position].append(_window(workloads[position], settings, meter, utilization, turn))
     return [
-        WorkloadResult(calls, seconds, stable, reading, taken, memory.method, utilization.method)
-        for (calls, seconds, stable), reading, taken in zip(warm, held, windows, strict=True)
+        WorkloadResult(calls, seconds, stable, readings, taken, memory.method, utilization.method)
+        for (calls, seconds, stable), readings, taken in zip(warm, held, windows, strict=True)
     ]
+
+
+def _memory(workload: Workload, settings: MeasureSettings, memory: MemoryMeter) -> MemoryReading:
+    """Takes one repeat's share of the calls of the memory pass, at least one."""
+    with memory.window() as reading:
+        for _ in range(max(1, round(settings.memory_calls / settings.repeats))):
+            workload.step()
+        synchronize(workload.device)
+    return reading
 
 
 def _order(workloads: int, repeats: int, seed: int) -> list[int]:

@@ -29,11 +29,11 @@ def resource_values(
         workload: The workload's name: training or serving.
     """
     window = window_seconds(result)
-    for key, value in (
-        ("accelerator_memory_utilization", result.memory.mean),
-        ("memory_peak", result.memory.peak),
+    for key, held in (
+        ("accelerator_memory_utilization", [reading.mean for reading in result.memory]),
+        ("memory_peak", [max(reading.peak for reading in result.memory)]),
     ):
-        findings.values[key] = summarize(key, [value], source="measured", method=f"{workload}: {result.memory_method}")
+        findings.values[key] = summarize(key, held, source="measured", method=f"{workload}: {result.memory_method}")
     busy = [window.busy.percent for window in result.windows]
     findings.values["processor_compute_utilization"] = summarize(
         "processor_compute_utilization",
@@ -43,7 +43,7 @@ def resource_values(
         window_s=window,
     )
     _energy_values(result, meter, tokens, findings, workload)
-    country = configuration.profile.measure.country_iso_code
+    country, last = configuration.profile.measure.country_iso_code, result.memory[-1]
     per_million = sum(result.joules_per_call()) / len(result.windows) / tokens * 1e6
     findings.information[workload] = {
         "warmup_calls": result.warmup_calls,
@@ -58,9 +58,9 @@ def resource_values(
         "others_cores": [window.busy.others_cores for window in result.windows],
         "celsius": [window.celsius for window in result.windows],
         "slowed": [window.slowed for window in result.windows],
-        "memory_reserved_gib": result.memory.reserved,
-        "memory_process_gib": result.memory.process,
-        "memory_process_missing": result.memory.process_missing,
+        "memory_reserved_gib": last.reserved,
+        "memory_process_gib": last.process,
+        "memory_process_missing": last.process_missing,
         "kwh_per_million_tokens": per_million / JOULES_PER_KWH,
         "grams_co2e_per_million_tokens": carbon_dioxide_grams(per_million, country),
         "country_iso_code": country,

@@ -112,7 +112,7 @@ def _request_values(
         findings.information["serving"] = {
             "joules_per_token": [joules / tokens for joules in result.joules_per_call()],
             "energy_source": meter.source,
-            "memory_gib": result.memory.mean,
+            "memory_gib": float(np.median([reading.mean for reading in result.memory])),
         }
     put("inference_throughput", [tokens / value for value in seconds], shape)
 

@@ -153,19 +153,18 @@ def _labels(results: list[Result], winner: Result) -> str:
 def finding(cards: Iterable[Answers]) -> str:
     """Says in one sentence which techniques need the least energy per token."""
     parts = []
-    scope = ""
-    for card in cards:
+    answered = [card for card in cards if card.answers[0].label is not None]
+    scopes = list(dict.fromkeys(card.scope for card in answered))
+    for card in answered:
         energy = card.answers[0]
-        if energy.label is None:
-            continue
-        scope = scope or card.scope
+        among = f" among {card.scope}" if len(scopes) > 1 else ""
         tied = f", not distinguishable from {energy.tied_with_short}" if energy.tied_with else ""
         modelled = ", modelled" if energy.modelled else ""
         modelled += ", doubtful" if energy.doubtful else ""
-        parts.append(f"{energy.short} {_VERBS[card.axis]} ({energy.value} {energy.unit}{modelled}{tied})")
+        parts.append(f"{energy.short} {_VERBS[card.axis]}{among} ({energy.value} {energy.unit}{modelled}{tied})")
     if not parts:
         return "No energy per token could be established: each gap is listed with its reason below."
-    return f"Among {scope}, {listing(parts)}."
+    return f"Among {scopes[0]}, {listing(parts)}." if len(scopes) == 1 else f"{listing(parts)}."
 
 
 @dataclass(frozen=True)

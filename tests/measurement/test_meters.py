@@ -227,7 +227,8 @@ def test_protocol_keeps_its_lengths() -> None:
     assert result.warmup_calls >= 3
     assert len(result.windows) == 3
     assert all(window.energy.seconds >= window.seconds >= 0.05 and window.calls >= 4 for window in result.windows)
-    assert len(calls) == result.warmup_calls + 2 + sum(window.calls for window in result.windows)
+    assert len(result.memory) == 3, "two calls for three repeats are one for each"
+    assert len(calls) == result.warmup_calls + 3 + sum(window.calls for window in result.windows)
     for seconds, joules in zip(result.seconds_per_call(), result.joules_per_call(), strict=True):
         assert 0.004 <= seconds < 0.05
         assert joules >= 10 * seconds, "the energy window holds the calls"
@@ -237,7 +238,7 @@ def test_work_of_others_is_told_from_ones_own() -> None:
     window = WindowResult(1, 1.0, EnergyReading(), UtilizationReading(99.0, others_cores=0.2), 0, None, [])
     disturbed = dataclasses.replace(window, busy=UtilizationReading(99.0, others_cores=1.14))
     on_gpu = dataclasses.replace(window, busy=UtilizationReading(99.0, on_gpu=True))
-    result = WorkloadResult(1, 0.0, True, MemoryReading(), [window, window], "", "")
+    result = WorkloadResult(1, 0.0, True, [MemoryReading()], [window, window], "", "")
     assert result.doubts() == ""
     assert dataclasses.replace(result, windows=[on_gpu]).doubts() == ""
     spoiled = dataclasses.replace(result, windows=[window, disturbed]).doubts()
@@ -250,7 +251,7 @@ def test_gpu_that_waits_for_its_host_is_doubted() -> None:
             WindowResult(1, 1.0, EnergyReading(), UtilizationReading(share, on_gpu=on_gpu), 0, None, [])
             for share in shares
         ]
-        return WorkloadResult(1, 0.0, True, MemoryReading(), windows, "", "").doubts()
+        return WorkloadResult(1, 0.0, True, [MemoryReading()], windows, "", "").doubts()
 
     assert "the GPU was busy for less than 80 % of the time" in doubts(45.0, 53.0, 44.0)
     assert doubts(99.0, 70.0, 99.0) == "", "one window alone may have been disturbed"

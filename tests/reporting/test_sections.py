@@ -51,6 +51,16 @@ def test_quality_per_joule_is_right_tokens_per_joule(evidence) -> None:
         assert result.source == "modelled", "as its energy"
 
 
+def test_the_first_sentence_says_of_which_size_it_speaks(evidence) -> None:
+    cards = summary.answers(evidence)
+    assert summary.finding(cards).startswith("Among models of size medium, ")
+    mixed = [replace(cards[0], scope="models of size small"), *cards[1:]]
+    sentence = summary.finding(mixed)
+    assert not sentence.startswith("Among")
+    assert sentence.count("among models of size small") == 1
+    assert sentence.count("among models of size medium") == len(cards) - 1
+
+
 def test_the_paper_stands_beside_ours(evidence, page) -> None:
     listed = {table.group.key: table for table in certainty.paper_tables(evidence)}
     attention = listed["attention"]
