@@ -25,7 +25,7 @@ from csv_table import write_table
 from serving_engines import SHAPES
 
 from efficientllm.config.load import load, read_yaml
-from efficientllm.config.schema import TrainingSettings, TuneSettings
+from efficientllm.config.schema import TuneSettings, TuningTrainingSettings
 from efficientllm.device import select_device
 from efficientllm.errors import MeasurementError
 from efficientllm.measurement.memory import GIB
@@ -336,11 +336,12 @@ def _arguments() -> argparse.Namespace:
     if not arguments.no_baseline:
         arguments.methods = [BASELINE, *arguments.methods]
     arguments.tune = TuneSettings.model_validate(read_yaml(Path(arguments.profile))["tune"])
-    arguments.training = TrainingSettings.model_validate(
+    arguments.training = TuningTrainingSettings.model_validate(
         arguments.tune.training.model_dump()
         | {
             "sequence_length": arguments.sequence,
             "batch_size": arguments.batch,
+            "batch_sizes": None,
             "gradient_accumulation": 1,
             "recompute_activations": arguments.recompute,
         }
