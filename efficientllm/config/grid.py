@@ -46,9 +46,11 @@ def check_grid(configuration: Configuration) -> None:
                 ".yaml file (docs/bases.md)"
             )
     if not profile.random_weights:
+        check_shares(profile.parallel, profile.pretrain.training.batch_size, "pretrain.training.batch_size")
+        own = profile.tune.training.batch_sizes is not None
         for size in configuration.parameters.sizes:
-            check_shares(profile.parallel, profile.tune.training.for_size(size), "tune.training")
-        check_shares(profile.parallel, profile.pretrain.training, "pretrain.training")
+            parameter = f"tune.training.batch_sizes.{size}" if own else "tune.training.batch_size"
+            check_shares(profile.parallel, profile.tune.training.for_size(size).batch_size, parameter)
         for stage, training in (("pretrain", profile.pretrain.training), ("tune", profile.tune.training)):
             if training.optimizer == "adamw_8bit" and device.type != "cuda":
                 raise ParameterError(

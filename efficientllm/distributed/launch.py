@@ -51,22 +51,21 @@ def process_count(settings: ParallelSettings) -> int:
     return settings.processes
 
 
-def check_shares(settings: ParallelSettings, training: TrainingSettings, block: str) -> None:
+def check_shares(settings: ParallelSettings, batch_size: int, parameter: str) -> None:
     """Checks that the processes can share a batch.
 
     Args:
         settings: How many processes there are.
-        training: Supplies the batch.
-        block: Where the batch stands in the profile.
+        batch_size: The batch.
+        parameter: Where it stands in the profile.
 
     Raises:
         ParameterError: The batch cannot be divided, or there are more processes than GPUs.
     """
     count = process_count(settings)
-    if training.batch_size % count:
+    if batch_size % count:
         raise ParameterError(
-            f"{block}.batch_size is {training.batch_size}, which {count} processes cannot share: change it or "
-            "parallel.processes"
+            f"{parameter} is {batch_size}, which {count} processes cannot share: change it or parallel.processes"
         )
 
 
@@ -98,7 +97,7 @@ def train_in_parallel(
     if count == 1:
         work()
         return
-    check_shares(profile.parallel, training, "training")
+    check_shares(profile.parallel, training.batch_size, "training.batch_size")
     _launch(count, module, arguments)
 
 

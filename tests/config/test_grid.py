@@ -42,6 +42,14 @@ def test_unfit_parameters_are_named(project: Path, key: str, value: object, mess
     assert "\n" not in str(caught.value)
 
 
+def test_a_batch_that_cannot_be_shared_is_named_where_it_stands(project: Path) -> None:
+    profile = project / "profiles" / "cpu.yaml"
+    change(profile, "parallel", {"strategy": "ddp", "processes": 2})
+    change(profile, "tune.training.batch_sizes", {"small": 8, "medium": 5, "large": 2})
+    with pytest.raises(ParameterError, match=r"tune\.training\.batch_sizes\.medium is 5, which 2 processes"):
+        check_grid(config.load(project))
+
+
 def test_the_users_own_files_are_hashed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(project)
     profile = project / "profiles" / "cpu.yaml"
