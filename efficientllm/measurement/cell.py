@@ -97,6 +97,8 @@ def _measure(
     meter = EnergyMeter(device, settings.country_iso_code, nvml=nvml)
     quiet = idle(settings.idle_seconds, meter, allow_shared=settings.allow_shared)
     information: dict[str, Any] = {
+        # of several equal ones a cell takes any that is free, and they differ by some percent
+        "card": None if nvml is None else nvml.uuid(),
         "idle_watts": quiet.watts,
         "idle_watts_missing": quiet.missing,
         "shared_allowed": settings.allow_shared,

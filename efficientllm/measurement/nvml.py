@@ -58,6 +58,11 @@ class NvmlDevice:
         with nvml_errors_as_measurement_errors(self._library):
             return int(self._library.nvmlDeviceGetIndex(self._handle))
 
+    def uuid(self) -> str:
+        """The device's own name, which no other card has."""
+        with nvml_errors_as_measurement_errors(self._library):
+            return str(self._library.nvmlDeviceGetUUID(self._handle))
+
     def joules(self) -> float | None:
         """Energy counter since the driver was loaded; None where it cannot be read, see `counter_fault`."""
         try:

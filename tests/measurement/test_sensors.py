@@ -59,7 +59,7 @@ def test_of_two_gpus_the_used_one_is_counted(install: Install) -> None:
     gpu = install(Gpu(UUID), other)
     meter = EnergyMeter(CUDA)
     assert meter.nvml is not None
-    assert meter.nvml.index() == 1
+    assert (meter.nvml.index(), meter.nvml.uuid()) == (1, UUID)
     with meter.window() as reading:
         other.spend(1000.0)
         gpu.spend(30.0)
