@@ -108,6 +108,14 @@ class NvmlDevice:
         except library.NVMLError:
             return None
 
+    def sm_clock_mhz(self) -> float | None:
+        """Clock of the multiprocessors at this moment; None where the card does not tell."""
+        library = self._library
+        try:
+            return float(library.nvmlDeviceGetClockInfo(self._handle, library.NVML_CLOCK_SM))
+        except library.NVMLError:
+            return None
+
     def slowed(self) -> list[str]:
         """Why the device runs slower than it could at this moment: heat or the power supply; its power limit is no reason."""
         library = self._library

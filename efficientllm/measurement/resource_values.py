@@ -56,6 +56,7 @@ def resource_values(
         "counter_difference": [window.energy.counter_difference for window in result.windows],
         "energy_faults": [window.energy.fault for window in result.windows],
         "others_cores": [window.busy.others_cores for window in result.windows],
+        "sm_clock_mhz": [window.busy.sm_clock_mhz for window in result.windows],
         "celsius": [window.celsius for window in result.windows],
         "slowed": [window.slowed for window in result.windows],
         "memory_reserved_gib": last.reserved,

@@ -101,6 +101,7 @@ def module(gpus: list[Gpu], *, initialises: bool = True) -> types.ModuleType:
     query("TotalEnergyConsumption", Gpu.millijoules)
     query("PowerUsage", lambda gpu: int(1000 * gpu.watts))
     query("UtilizationRates", lambda gpu: SimpleNamespace(gpu=80, memory=10))
+    query("ClockInfo", lambda gpu: 1755)
     query("Temperature", lambda gpu: 55)
     query("EnforcedPowerLimit", lambda gpu: 700_000)
     query("ComputeRunningProcesses", lambda gpu: [
@@ -124,6 +125,7 @@ def module(gpus: list[Gpu], *, initialises: bool = True) -> types.ModuleType:
         "NVMLError_NotSupported": NotSupportedError,
         "NVML_DEVICE_MIG_ENABLE": 1,
         "NVML_TEMPERATURE_GPU": 0,
+        "NVML_CLOCK_SM": 1,
         "nvmlClocksEventReasonHwSlowdown": 0x8,
         "nvmlClocksEventReasonSwThermalSlowdown": 0x20,
         "nvmlClocksEventReasonHwThermalSlowdown": 0x40,

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain, repeat
 from pathlib import Path
@@ -117,7 +117,7 @@ def test_sampling_ten_thousand_times_keeps_nothing(kind: str) -> None:
     if kind == "memory":
         window: Any = MemoryMeter(CPU, read=read, interval_s=0.0).window()
     else:
-        window = UtilizationMeter(SimpleNamespace(busy_percent=read), interval_s=0.0).window()  # type: ignore[arg-type]
+        window = UtilizationMeter(gpu(read), interval_s=0.0).window()
     tracemalloc.start()
     try:
         with window as reading:
@@ -129,6 +129,10 @@ def test_sampling_ten_thousand_times_keeps_nothing(kind: str) -> None:
         tracemalloc.stop()
     assert grown < 20_000, "two bytes a sample"
     assert (reading.peak if kind == "memory" else reading.percent) > 0
+
+
+def gpu(busy_percent: Callable[[], float]) -> Any:
+    return SimpleNamespace(busy_percent=busy_percent, sm_clock_mhz=lambda: 1755.0)
 
 
 def test_cpu_utilization_tells_sleep_from_work() -> None:
@@ -143,9 +147,18 @@ def test_cpu_utilization_tells_sleep_from_work() -> None:
     assert asleep.percent < busy.percent <= 105
 
 
+def test_gpu_utilization_leaves_out_what_the_sensor_averages_with_the_time_before() -> None:
+    begun = time.perf_counter()
+    lagging = gpu(lambda: 99.0 if time.perf_counter() - begun > 0.2 else 0.0)
+    with UtilizationMeter(lagging, interval_s=0.02).window() as reading:
+        time.sleep(0.5)
+    assert reading.percent == 99.0
+    assert reading.sm_clock_mhz == 1755.0
+
+
 def test_gpu_utilization_is_the_mean_of_samples_and_a_dead_sensor_is_an_error() -> None:
     values = iter([40.0, 60.0, 50.0, 50.0])
-    meter = UtilizationMeter(SimpleNamespace(busy_percent=lambda: next(values)))  # type: ignore[arg-type]
+    meter = UtilizationMeter(gpu(lambda: next(values)))
     with meter.window() as reading:
         time.sleep(0.25)
     assert 40 <= reading.percent <= 60
@@ -153,7 +166,7 @@ def test_gpu_utilization_is_the_mean_of_samples_and_a_dead_sensor_is_an_error() 
     def dead() -> float:
         raise MeasurementError("the GPU's sensor stopped answering")
 
-    broken = UtilizationMeter(SimpleNamespace(busy_percent=dead))  # type: ignore[arg-type]
+    broken = UtilizationMeter(gpu(dead))
     with pytest.raises(MeasurementError, match="stopped answering"), broken.window():
         time.sleep(0.15)
 

@@ -239,14 +239,19 @@ def test_the_whole_protocol_on_a_gpu(install: Install) -> None:
     facts = findings.information["training"]
     assert facts["energy_faults"] == [None, None]
     assert facts["celsius"] == [55.0, 55.0]
+    assert facts["sm_clock_mhz"] == [1755.0, 1755.0]
     assert facts["slowed"] == [["hardware thermal slowdown"]] * 2, "the power limit is no slowdown"
     assert facts["kwh_per_million_tokens"] == pytest.approx(0.1 / 3.6)
     assert facts["grams_co2e_per_million_tokens"] > 0
     assert "DOUBTFUL" not in energy.method
 
-    gpu.broken |= {name: NotSupportedError("Not Supported") for name in ("Temperature", "CurrentClocksEventReasons")}
+    gpu.broken |= {
+        name: NotSupportedError("Not Supported") for name in ("Temperature", "ClockInfo", "CurrentClocksEventReasons")
+    }
     virtual = measured(meter, gpu, repeats=1, window_seconds=0.12).windows[0]
-    assert (virtual.celsius, virtual.slowed) == (None, []), "a card that does not tell is measured all the same"
+    assert (virtual.celsius, virtual.busy.sm_clock_mhz, virtual.slowed) == (None, None, []), (
+        "a card that does not tell is measured all the same"
+    )
 
     gpu.broken["ComputeRunningProcesses"] = lost()
     with pytest.raises(MeasurementError, match="GPU is lost"):
