@@ -5,7 +5,7 @@ import os
 import sys
 
 from efficientllm import __version__
-from efficientllm.cli import compare, machine, publish, rank, transfer
+from efficientllm.cli import compare, machine, publish, rank, repro, transfer
 from efficientllm.stage import run_stage
 
 
@@ -30,7 +30,7 @@ def _run(argv: list[str] | None) -> int:
     parser.add_argument("--version", action="version", version=f"efficientllm {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     # each module declares its commands; what they need is imported when one of them runs, so that --help is quick
-    for module in (machine, rank, compare, transfer, publish):
+    for module in (machine, repro, rank, compare, transfer, publish):
         module.add_commands(commands)
     arguments = parser.parse_args(argv)
     for line in arguments.run(arguments):

@@ -1,0 +1,88 @@
+"""What a worker takes at a time: the stages that should run one after another on one device.
+
+All methods of one size, and all precisions of one size, are one unit each, since they are ranked against each other and equal
+cards differ by some percent; an architecture is one by itself. DVC's own graph says what each unit needs.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+CLOSING = ("normalize", "report")
+"""Stages that need everything else, and are left to a last `dvc repro`."""
+OPENING = ("probe", "prepare")
+"""Stages that the others need, and that read files which only the user's own folder has."""
+
+_BY_SIZE = ("tune", "quantize")
+_MEASURING = "measure_"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Stages of one worker.
+
+    Args:
+        name: For messages, such as `tune@*-small`.
+        stages: Its stages, in an order in which they can run.
+        ancestors: Other units' stages that these need, likewise.
+        needs: Names of the units that those belong to.
+    """
+
+    name: str
+    stages: tuple[str, ...]
+    ancestors: tuple[str, ...]
+    needs: frozenset[str]
+
+
+def units(needed_by_stage: Mapping[str, Sequence[str]]) -> list[Unit]:
+    """Groups the stages of a pipeline.
+
+    Args:
+        needed_by_stage: For each stage the stages whose outputs it reads.
+
+    Returns:
+        Units without the opening and the closing stages, in an order in which they could run.
+    """
+    order: list[str] = []
+    above: dict[str, set[str]] = {}
+
+    def visit(stage: str) -> None:
+        if stage in above:
+            return
+        above[stage] = set()
+        for needed in needed_by_stage[stage]:
+            visit(needed)
+            above[stage] |= above[needed] | {needed}
+        order.append(stage)
+
+    # a cell is measured as soon as it is made, not after all of its kind
+    for stage in sorted(needed_by_stage, key=lambda name: not name.startswith(_MEASURING)):
+        visit(stage)
+    grouped: dict[str, list[str]] = {}
+    for stage in order:
+        if stage not in (*OPENING, *CLOSING):
+            grouped.setdefault(_unit_of(stage), []).append(stage)
+    return [_unit(name, stages, order, above) for name, stages in grouped.items()]
+
+
+def runnable(
+    stages: Collection[str], failed: Collection[str], needed_by_stage: Mapping[str, Sequence[str]]
+) -> list[str]:
+    """Leaves out the stages that failed, and those that need one of them."""
+
+    def lost(stage: str) -> bool:
+        return stage in failed or any(lost(needed) for needed in needed_by_stage[stage])
+
+    return [stage for stage in stages if not lost(stage)]
+
+
+def _unit_of(stage: str) -> str:
+    family, _, cell = stage.removeprefix(_MEASURING).partition("@")
+    return f"{family}@*-{cell.rsplit('-', 1)[-1]}" if family in _BY_SIZE else f"{family}@{cell}"
+
+
+def _unit(name: str, stages: list[str], order: list[str], above: dict[str, set[str]]) -> Unit:
+    every = set[str]().union(*(above[stage] for stage in stages)) - set(stages)
+    ancestors = tuple(stage for stage in order if stage in every and stage != "probe")
+    return Unit(
+        name, tuple(stages), ancestors, frozenset(_unit_of(stage) for stage in ancestors if stage not in OPENING)
+    )
