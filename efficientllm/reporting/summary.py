@@ -54,12 +54,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class Answers:
-    """The answers of one axis: a card."""
+    """The answers of one axis: a card; `absent` names the rows whose cells failed, which might have been the answer."""
 
     axis: str
     label: str
     scope: str
     answers: list[Answer]
+    absent: list[str]
 
 
 def answers(evidence: Evidence) -> list[Answers]:
@@ -80,7 +81,9 @@ def answers(evidence: Evidence) -> list[Answers]:
             for question, key in questions
         ]
         found.insert(3, _answer("Best quality per joule", "Q/J", quality_per_joule(axis, chosen)))
-        cards.append(Answers(axis, registry.AXIS_LABELS[axis], f"models of size {size}", found))
+        failed = [result for result in chosen if evidence.records[axis, result.cell].status == "failed"]
+        absent = list(dict.fromkeys(_labels(chosen, result) for result in failed))
+        cards.append(Answers(axis, registry.AXIS_LABELS[axis], f"models of size {size}", found, absent))
     return cards
 
 
@@ -159,6 +162,7 @@ def finding(cards: Iterable[Answers]) -> str:
         energy = card.answers[0]
         among = f" among {card.scope}" if len(scopes) > 1 else ""
         tied = f", not distinguishable from {energy.tied_with_short}" if energy.tied_with else ""
+        tied += f", {len(card.absent)} failed" if card.absent else ""
         modelled = ", modelled" if energy.modelled else ""
         modelled += ", doubtful" if energy.doubtful else ""
         parts.append(f"{energy.short} {_VERBS[card.axis]}{among} ({energy.value} {energy.unit}{modelled}{tied})")

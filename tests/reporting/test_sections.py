@@ -61,6 +61,15 @@ def test_the_first_sentence_says_of_which_size_it_speaks(evidence) -> None:
     assert sentence.count("among models of size medium") == len(cards) - 1
 
 
+def test_failed_rows_that_might_have_been_the_answer_are_named(evidence, page) -> None:
+    cards = {card.axis: card for card in summary.answers(evidence)}
+    assert cards["quantize"].absent == ["float16"]
+    assert cards["pretrain"].absent == ["MoE medium x8"]
+    assert cards["tune"].absent == [], "another size's cell"
+    assert ", 1 failed)" in summary.finding(cards.values())
+    assert "Not compared, since their cells failed: float16; see gaps." in re.sub(r"\s+", " ", page.section("answers"))
+
+
 def test_the_paper_stands_beside_ours(evidence, page) -> None:
     listed = {table.group.key: table for table in certainty.paper_tables(evidence)}
     attention = listed["attention"]

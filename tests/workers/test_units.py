@@ -1,0 +1,85 @@
+"""How the pipeline is cut into units, and who takes which."""
+
+import threading
+
+from efficientllm.workers.repro import Schedule
+from efficientllm.workers.units import runnable, units
+
+NEEDED = {
+    "probe": [],
+    "prepare": ["probe"],
+    "pretrain@dense_small": ["prepare"],
+    "pretrain@mqa": ["prepare"],
+    "base@small": ["prepare", "pretrain@dense_small"],
+    "tune@lora-small": ["prepare", "base@small"],
+    "tune@lora_plus-small": ["prepare", "base@small"],
+    "quantize@int4-small": ["base@small", "tune@lora-small"],
+    "measure_pretrain@dense_small": ["probe", "prepare", "pretrain@dense_small"],
+    "measure_pretrain@mqa": ["probe", "prepare", "pretrain@mqa"],
+    "measure_tune@lora-small": ["probe", "prepare", "base@small", "tune@lora-small"],
+    "measure_tune@lora_plus-small": ["probe", "prepare", "base@small", "tune@lora_plus-small"],
+    "measure_quantize@int4-small": ["probe", "prepare", "base@small", "tune@lora-small", "quantize@int4-small"],
+    "replicate_tune@lora-small-1": ["prepare", "base@small"],
+    "normalize": ["measure_pretrain@mqa", "measure_tune@lora-small"],
+    "report": ["probe", "prepare", "normalize"],
+}
+
+
+def test_what_is_ranked_together_is_one_unit_and_measured_as_soon_as_it_is_made() -> None:
+    found = {unit.name: unit for unit in units(NEEDED)}
+    assert {name: unit.stages for name, unit in found.items()} == {
+        "pretrain@dense_small": ("pretrain@dense_small", "measure_pretrain@dense_small"),
+        "pretrain@mqa": ("pretrain@mqa", "measure_pretrain@mqa"),
+        "base@small": ("base@small",),
+        "tune@*-small": (
+            "tune@lora-small", "measure_tune@lora-small", "tune@lora_plus-small", "measure_tune@lora_plus-small",
+        ),
+        "quantize@*-small": ("quantize@int4-small", "measure_quantize@int4-small"),
+        "replicate_tune@lora-small-1": ("replicate_tune@lora-small-1",),
+    }  # fmt: skip
+    quantize = found["quantize@*-small"]
+    assert quantize.needs == {"pretrain@dense_small", "base@small", "tune@*-small"}
+    assert quantize.ancestors == ("prepare", "pretrain@dense_small", "base@small", "tune@lora-small")
+
+
+def test_every_stage_runs_after_what_it_needs() -> None:
+    for unit in units(NEEDED):
+        order = ["probe", *unit.ancestors, *unit.stages]
+        for position, stage in enumerate(order):
+            assert set(NEEDED[stage]) <= set(order[:position]), stage
+
+
+def test_one_worker_takes_the_first_unit_that_can_run_the_other_the_last() -> None:
+    schedule = Schedule(units(NEEDED), NEEDED)
+    one, two = schedule.take(first=True), schedule.take(first=False)
+    assert one is not None
+    assert two is not None
+    assert (one.name, two.name) == ("pretrain@dense_small", "pretrain@mqa")
+    waiting: list[str] = []
+
+    def take() -> None:
+        unit = schedule.take(first=False)
+        waiting.append("" if unit is None else unit.name)
+
+    waiter = threading.Thread(target=take)
+    waiter.start()
+    assert schedule.end(two) == 1
+    waiter.join(0.2)
+    assert waiter.is_alive(), "all that is left needs the base"
+    schedule.end(one)
+    waiter.join(10)
+    assert waiting == ["base@small"]
+
+
+def test_nothing_more_is_taken_after_a_stop() -> None:
+    schedule = Schedule(units(NEEDED), NEEDED)
+    schedule.stop()
+    assert schedule.take(first=True) is None
+
+
+def test_what_needs_a_failed_stage_is_left_out() -> None:
+    stages = [stage for unit in units(NEEDED) for stage in unit.stages]
+    left = runnable(stages, {"tune@lora-small"}, NEEDED)
+    assert set(stages) - set(left) == {
+        "tune@lora-small", "measure_tune@lora-small", "quantize@int4-small", "measure_quantize@int4-small",
+    }  # fmt: skip
