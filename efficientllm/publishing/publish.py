@@ -22,7 +22,6 @@ from efficientllm.reporting.text import identifier
 RECORDS_FILE = "records.json"
 PROFILE_FILE = "profile.yaml"
 COMMAND_FILE = "reproduce.sh"
-LOCK = Path("dvc.lock")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _REVISION = re.compile(r"[0-9a-f]{40,64}")
 
@@ -79,13 +78,13 @@ def publish(name: str | None = None, root: Path = Path()) -> Publication:
         paths.HARDWARE: paths.HARDWARE.name,
         paths.PARAMETERS: paths.PARAMETERS.name,
         paths.PROFILES / f"{profile}.yaml": PROFILE_FILE,
-        LOCK: LOCK.name,
+        paths.LOCK: paths.LOCK.name,
     }
     with whole_directory(folder) as target:
         for source, copy in copied.items():
             shutil.copyfile(root / source, target / copy)
         write_text(target / RECORDS_FILE, _records(configuration, root))
-        revision, dirty = git_state()
+        revision, dirty = _measured_code(evidence)
         write_text(target / COMMAND_FILE, _command(chosen, profile, revision, dirty))
         write_json(
             target / SET_FILE,
@@ -104,12 +103,22 @@ def device(hardware: dict[str, Any]) -> str:
     return " ".join(re.sub(r"\((R|TM|C)\)|®|™", " ", name, flags=re.IGNORECASE).split())
 
 
+def _measured_code(evidence: Evidence) -> tuple[str | None, bool | None]:
+    """The commit that the records were measured at, and whether code differed from it; prose may have been committed since.
+
+    The current one where they are of several, or of one that this repository does not have.
+    """
+    found = {(record.provenance.git_revision, record.provenance.git_dirty) for record in evidence.records.values()}
+    measured = next(iter(found))
+    return measured if len(found) == 1 and _day(measured[0]) is not None else git_state()
+
+
 def _check_lock(root: Path) -> None:
     """Makes sure that the report is the one that dvc.lock describes, from these parameters and these files."""
-    stages = (read_yaml(root / LOCK) or {}).get("stages", {}) if (root / LOCK).is_file() else {}
+    stages = (read_yaml(root / paths.LOCK) or {}).get("stages", {}) if (root / paths.LOCK).is_file() else {}
     report = stages.get("report")
     if report is None or "normalize" not in stages:
-        raise ArtifactError(f"{LOCK} knows of no finished run: run `dvc repro`, then publish")
+        raise ArtifactError(f"{paths.LOCK} knows of no finished run: run `dvc repro`, then publish")
     written = report["outs"] + report["deps"] + stages["normalize"]["outs"]
     known = {entry["path"]: entry["md5"] for entry in written}
     for path in (
@@ -121,7 +130,7 @@ def _check_lock(root: Path) -> None:
         if not file.is_file() or hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest() != known.get(
             str(path)
         ):
-            raise ArtifactError(f"{path} is not the one that {LOCK} describes: run `dvc repro`, then publish")
+            raise ArtifactError(f"{path} is not the one that {paths.LOCK} describes: run `dvc repro`, then publish")
     current = read_yaml(root / paths.PARAMETERS)
     for key, value in report.get("params", {}).get(str(paths.PARAMETERS), {}).items():
         if current.get(key) != value:

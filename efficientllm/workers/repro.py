@@ -1,4 +1,4 @@
-"""Runs the pipeline by several workers, then once more as a whole, which finds everything in the cache."""
+"""Runs the pipeline by several workers, then once more as a whole, which finds everything done."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from typing import IO
 
 from efficientllm import config
 from efficientllm.errors import ArtifactError, ParameterError
-from efficientllm.workers.folders import FOLDER, check_committed, make_folder
+from efficientllm.workers.folders import FOLDER, check_committed, make_folder, unite_locks
 from efficientllm.workers.units import OPENING, Unit, runnable, units
 
 _RUNNING = re.compile(r"Running stage '([^']+)'")
@@ -35,7 +35,7 @@ def repro(count: int | None, root: Path = Path()) -> None:
     configuration = config.load(root)
     check_committed()
     devices = _devices(count)
-    _dvc(root, "-s", *OPENING)
+    _dvc(root, "repro", "-s", *OPENING)
     needed_by_stage, cache = _pipeline(root)
     schedule = Schedule(units(needed_by_stage), needed_by_stage)
     workers = [
@@ -58,7 +58,9 @@ def repro(count: int | None, root: Path = Path()) -> None:
             f"failed: {', '.join(sorted(schedule.failed))}; the others have run. See {FOLDER}/*.log; then run the same command "
             "again"
         )
-    _dvc(root)
+    unite_locks({worker.folder: worker.finished for worker in workers}, root)
+    _dvc(root, "checkout", "--quiet", *sorted(set[str]().union(*(worker.finished for worker in workers))))
+    _dvc(root, "repro")
 
 
 class Schedule:
@@ -123,12 +125,17 @@ class Worker(threading.Thread):
         folder: Where it runs.
         schedule: All workers' units.
         environment: Variables of its own, such as the device.
+
+    Attributes:
+        folder: Where it runs.
+        finished: Stages whose outputs are there, by this run.
     """
 
     def __init__(self, number: int, folder: Path, schedule: Schedule, environment: Mapping[str, str]) -> None:
         super().__init__(name=f"worker {number}", daemon=True)
+        self.finished: set[str] = set()
         self._number = number
-        self._folder = folder
+        self.folder = folder
         self._schedule = schedule
         self._environment = {**os.environ, **environment}
         self._process: subprocess.Popen[str] | None = None
@@ -136,7 +143,7 @@ class Worker(threading.Thread):
 
     def run(self) -> None:
         """Runs units; called by `start`."""
-        with self._folder.with_suffix(".log").open("a", encoding="utf-8") as log:
+        with self.folder.with_suffix(".log").open("a", encoding="utf-8") as log:
             while (unit := self._schedule.take(first=self._number % 2 == 1)) is not None:
                 begun = time.monotonic()
                 self._run_unit(unit, log)
@@ -168,6 +175,8 @@ class Worker(threading.Thread):
                 return
             failed = self._repro(stages, log)
             if failed is None:
+                if not self._interrupted.is_set():
+                    self.finished.update(stages)
                 return
             if failed not in stages:
                 for stage in set(stages) & set(unit.stages):
@@ -179,7 +188,7 @@ class Worker(threading.Thread):
         """Runs stages by one DVC process, and returns the one that failed; an empty name where DVC itself did."""
         command = [sys.executable, "-m", "dvc", "repro", "-s", *stages]
         with subprocess.Popen(
-            command, cwd=self._folder, env=self._environment, text=True, errors="replace", start_new_session=True,
+            command, cwd=self.folder, env=self._environment, text=True, errors="replace", start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         ) as process:  # fmt: skip
             self._process = process
@@ -196,7 +205,7 @@ class Worker(threading.Thread):
                     failed = found[1]
         if process.returncode == 0 or self._interrupted.is_set():
             return None
-        print(f"{self.name}: {failed or 'dvc'} failed: see {self._folder.with_suffix('.log')}", flush=True)
+        print(f"{self.name}: {failed or 'dvc'} failed: see {self.folder.with_suffix('.log')}", flush=True)
         return failed
 
 
@@ -235,6 +244,6 @@ def _pipeline(root: Path) -> tuple[dict[str, list[str]], Path]:
 
 
 def _dvc(root: Path, *arguments: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "dvc", "repro", *arguments], cwd=root, check=False)
+    done = subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=root, check=False)
     if done.returncode:
-        raise ArtifactError("dvc repro failed, for the reason above")
+        raise ArtifactError(f"dvc {arguments[0]} failed, for the reason above")

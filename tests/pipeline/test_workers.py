@@ -11,7 +11,7 @@ from efficientllm.records import read_record
 
 pytestmark = pytest.mark.slow
 
-FAULT = '\nraise SystemExit("no quantizing today")\n'
+FAULT = 'raise SystemExit("no quantizing today")\n'
 
 
 def ran(project: Project) -> list[str]:
@@ -24,7 +24,7 @@ def test_two_workers_run_each_stage_once(tmp_path: Path) -> None:
     project.narrow()
     assert "git commit" in project.run("efficientllm", "repro", "--workers", "2", check=False).stdout
     whole = (project.root / "stages/quantize.py").read_text()
-    (project.root / "stages/quantize.py").write_text(whole + FAULT)
+    (project.root / "stages/quantize.py").write_text(FAULT + whole)
     project.commit()
     failed = project.run("efficientllm", "repro", "--workers", "2", check=False)
     assert failed.returncode == 1

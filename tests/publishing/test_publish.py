@@ -79,6 +79,22 @@ def test_what_a_set_says_about_itself(run: Path) -> None:
     assert found.missing + found.measured + found.modelled == len(figures)
 
 
+def test_a_set_is_of_the_commit_that_was_measured(run: Path) -> None:
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=run, capture_output=True, text=True, check=True).stdout.strip()
+
+    measured = git("rev-parse", "HEAD")
+    for path in (run / "artifacts" / "measure").rglob("*.json"):
+        record = read_record(path)
+        known = record.provenance.model_copy(update={"git_revision": measured, "git_dirty": False})
+        write_record(path, record.model_copy(update={"provenance": known}))
+    git("-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-q", "--allow-empty", "-m", "prose")
+    publish("first")
+    (found,) = read_sets(run / paths.PUBLISHED)
+    assert (found.revision, found.revision_dirty) == (measured, False)
+    assert f'"$copy" {measured}' in (run / paths.PUBLISHED / "first" / "reproduce.sh").read_text()
+
+
 def test_publishing_again_replaces_and_gives_the_same_bytes(run: Path) -> None:
     def content():
         return {path: path.read_bytes() for path in sorted((run / paths.PUBLISHED).rglob("*")) if path.is_file()}
