@@ -1,7 +1,6 @@
 """Memory that a cell holds on its device."""
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -80,15 +79,10 @@ class MemoryMeter:
             import torch
 
             torch.cuda.reset_peak_memory_stats(self._device)
-        first, switch_interval = self._read(), sys.getswitchinterval()
-        # a thread that launches kernels hands the interpreter on every 5 ms only, which is then the interval of the samples
-        sys.setswitchinterval(min(switch_interval, max(self._interval_s / 2, 1e-5)))
-        try:
-            with sampled("the memory sensor", self._read, self._interval_s) as samples:
-                samples.add(first)
-                yield reading
-        finally:
-            sys.setswitchinterval(switch_interval)
+        first = self._read()
+        with sampled("the memory sensor", self._read, self._interval_s) as samples:
+            samples.add(first)
+            yield reading
         reading.mean = (samples.mean - self._baseline) / GIB
         reading.peak = (samples.highest - self._baseline) / GIB
         if self._device.type == "cuda":
