@@ -190,12 +190,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
         with torch.autocast(device.type, enabled=False):
             for start in range(0, max(1, len(hidden_nc)), chunk):
                 rows = slice(start, start + chunk)
-                rows_nc = hidden_nc[rows]
-                loss, errors_nv, at_label_n1 = elementwise(rows_nc @ weight_vc.T, labels_n[rows], any_ignored, wanted)
+                rows_nc, row_labels_n = hidden_nc[rows], labels_n[rows]
+                logits_nv = rows_nc @ weight_vc.T
+                if len(rows_nc) < chunk and elementwise is not _elementwise:
+                    # the last chunk's length and place are the batch's: one program serves all, so that none is compiled in
+                    # the middle of a run
+                    row_labels_n = row_labels_n.clone()
+                    torch._dynamo.maybe_mark_dynamic(logits_nv, 0)
+                    torch._dynamo.maybe_mark_dynamic(row_labels_n, 0)
+                loss, errors_nv, at_label_n1 = elementwise(logits_nv, row_labels_n, any_ignored, wanted)
+                del logits_nv
                 losses.append(loss)
                 if errors_nv is None or at_label_n1 is None:
                     continue
-                errors_nv.scatter_(1, labels_n[rows, None].clamp_min(0), at_label_n1)
+                errors_nv.scatter_(1, row_labels_n[:, None].clamp_min(0), at_label_n1)
                 if hidden_gradient_nc is not None:
                     torch.mm(errors_nv, weight_vc, out=hidden_gradient_nc[rows])
                 if weight_wanted:

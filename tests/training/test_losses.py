@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -12,6 +13,7 @@ from efficientllm.data.packing import IGNORED
 from efficientllm.models.build import build_decoder
 from efficientllm.models.config import DecoderConfig
 from efficientllm.models.decoder import Decoder
+from efficientllm.training import losses
 from efficientllm.training.losses import (
     _LinearCrossEntropy,
     default_chunk,
@@ -268,3 +270,21 @@ def test_on_a_gpu(labels_on):
                 linear_cross_entropy(hidden, weight, labels.cuda(non_blocking=True), 256).backward()
             finally:
                 torch.cuda.set_sync_debug_mode("default")
+
+
+def test_batches_of_any_length_share_two_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    counter = CompileCounter()
+    compiled = torch.compile(losses._elementwise, backend=counter)
+    monkeypatch.setattr(losses, "_elementwise_on", lambda device_type: compiled)
+    generator = torch.Generator().manual_seed(0)
+    weight_vc = torch.randn(11, 6, generator=generator).requires_grad_()
+    for count in (3 * 8 + 5, 2 * 8 + 3, 7, 4 * 8, 8 + 6):
+        hidden_nc = torch.randn(count, 6, generator=generator).requires_grad_()
+        labels_n = torch.randint(0, 11, (count,), generator=generator)
+        loss = losses.linear_cross_entropy(hidden_nc, weight_vc, labels_n, chunk=8)
+        expected = F.cross_entropy(hidden_nc @ weight_vc.T, labels_n)
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+        assert torch.allclose(
+            torch.autograd.grad(loss, hidden_nc)[0], torch.autograd.grad(expected, hidden_nc)[0], atol=1e-6
+        )
+    assert counter.frame_count == 2, "one for whole chunks, one for the last of each batch"
