@@ -1,5 +1,6 @@
 """Runs the pipeline by several workers, then once more as a whole, which finds everything done."""
 
+import contextlib
 import os
 import re
 import signal
@@ -8,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
@@ -18,7 +20,7 @@ from efficientllm.workers.units import OPENING, Unit, runnable, units
 
 _RUNNING = re.compile(r"Running stage '([^']+)'")
 _FAILED = re.compile(r"failed to reproduce '([^']+)'")
-_PATIENCE_S = 20.0  # an interrupted training saves its state first
+_PATIENCE_S = 30.0  # a training finishes its step, and saves its state
 
 
 def repro(count: int | None, root: Path = Path()) -> None:
@@ -49,8 +51,8 @@ def repro(count: int | None, root: Path = Path()) -> None:
             time.sleep(0.2)
     finally:
         schedule.stop()
-        for worker in workers:
-            worker.interrupt()
+        with ThreadPoolExecutor(len(workers)) as together:
+            list(together.map(Worker.interrupt, workers))
         for worker in workers:
             worker.join()
     if schedule.failed:
@@ -156,15 +158,26 @@ class Worker(threading.Thread):
                 )
 
     def interrupt(self) -> None:
-        """Ends what runs: it is asked to, and killed where it does not within some seconds."""
+        """Ends what runs. A stage is told by SIGTERM, upon which a training saves its state; DVC ends after its stage."""
+        import psutil
+
         self._interrupted.set()
         process = self._process
-        if process is None or process.poll() is not None:
+        if process is None:
             return
-        os.killpg(process.pid, signal.SIGINT)
-        try:
-            process.wait(_PATIENCE_S)
-        except subprocess.TimeoutExpired:
+        told, end = set[int](), time.monotonic() + _PATIENCE_S
+        with contextlib.suppress(psutil.Error):  # ended meanwhile
+            while process.poll() is None and time.monotonic() < end:
+                stages = psutil.Process(process.pid).children(recursive=True)
+                for stage in stages:
+                    if stage.pid not in told:
+                        told.add(stage.pid)
+                        stage.terminate()
+                if not stages and process.pid not in told:
+                    told.add(process.pid)
+                    process.send_signal(signal.SIGINT)
+                time.sleep(0.2)
+        if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
 
     def _run_unit(self, unit: Unit, log: IO[str]) -> None:
@@ -192,8 +205,8 @@ class Worker(threading.Thread):
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         ) as process:  # fmt: skip
             self._process = process
-            if self._interrupted.is_set():  # between the last look and the start
-                process.send_signal(signal.SIGINT)
+            if self._interrupted.is_set():  # after the last look at it
+                self.interrupt()
             failed = ""
             assert process.stdout is not None
             for line in process.stdout:
