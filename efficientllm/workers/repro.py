@@ -36,6 +36,11 @@ def repro(count: int | None, root: Path = Path()) -> None:
     """
     configuration = config.load(root)
     check_committed()
+    strategy = configuration.profile.parallel.strategy
+    if strategy != "none":
+        raise ParameterError(
+            f"parallel.strategy is {strategy!r}, which trains each cell on all GPUs: run `dvc repro`, or set it to none"
+        )
     devices = _devices(count)
     _dvc(root, "repro", "-s", *OPENING)
     needed_by_stage, cache = _pipeline(root)

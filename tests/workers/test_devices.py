@@ -1,10 +1,15 @@
 """Which device each worker takes, and how many workers there may be."""
 
+import subprocess
+from pathlib import Path
+
 import pytest
 import torch
 
 from efficientllm.errors import ParameterError
-from efficientllm.workers.repro import _devices
+from efficientllm.workers.repro import _devices, repro
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -33,3 +38,19 @@ def test_a_cpu_takes_workers_only_where_they_are_asked_for(monkeypatch: pytest.M
     with pytest.raises(ParameterError, match=r"there is no GPU.*run `dvc repro`, or give --workers"):
         _devices(None)
     assert _devices(2) == [{}, {}]
+
+
+def test_cells_that_take_all_gpus_are_no_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("params.yaml", "profiles/cpu.yaml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        text = (ROOT / name).read_text()
+        (tmp_path / name).write_text(text.replace("parallel: {strategy: none", "parallel: {strategy: ddp"))
+    monkeypatch.chdir(tmp_path)
+    for command in (
+        ["init"],
+        ["add", "-A"],
+        ["-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-m", "t"],
+    ):
+        subprocess.run(["git", *command], check=True, capture_output=True)
+    with pytest.raises(ParameterError, match=r"parallel\.strategy is 'ddp'"):
+        repro(2)
