@@ -14,7 +14,7 @@ from efficientllm.measurement.sampling import Samples, sampled
 _INTERVAL_S = 0.1
 _LAG_S = 0.25
 """NVML's busy share is that of its last period, up to a sixth of a second: at first that reaches back to before the window,
-when the GPU was idle (on an H100 two samples of fifteen, which made 86 % of 99)."""
+when the GPU was idle. Two such samples of fifteen would explain the 86 % that an H100 showed in windows that followed a pause."""
 
 # Dense peak in TFLOP/s (no sparsity) by device name and type, most specific name first; from NVIDIA's data sheets.
 # float32 is the rate of the CUDA cores, since PyTorch's matrix products do not use TF32 unless told to.
@@ -94,7 +94,8 @@ class UtilizationMeter:
     def method(self) -> str:
         """How the figure is read."""
         if self._nvml is not None:
-            return f"NVML busy share, sampled every {1000 * self._interval_s:g} ms from {1000 * _LAG_S:g} ms on"
+            start = f"from {1000 * _LAG_S:g} ms on in windows longer than that"
+            return f"NVML busy share, sampled every {1000 * self._interval_s:g} ms, {start}"
         return f"CPU time over wall time and {allowed_cores():g} allowed cores"
 
     @contextlib.contextmanager
