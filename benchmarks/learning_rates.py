@@ -5,15 +5,19 @@
 
 It prints the final held-out losses. It needs the prepared data (`dvc repro prepare`), for tuning the pretrained base too,
 and reads params.yaml and its profile. One rate for all would be unfair: families differ in the rate that suits them. The
-best rate of each row belongs in the profile, beside its sweep in docs/log.md.
+best rate of each row belongs in the profile, beside its sweep in docs/log.md. With --out each training is added to a CSV as
+it ends; the same command goes on where it was cut short. --extend goes on beyond an end of the rates that is the best.
+Several GPUs: a process each, with rows and a file of its own.
 """
 
 import argparse
 import dataclasses
 import tempfile
+import time
 from pathlib import Path
 
 import torch
+from csv_table import read_table, write_table
 
 from efficientllm.config import Configuration, load
 from efficientllm.device import select_device
@@ -31,21 +35,76 @@ def main() -> None:
     parser.add_argument("--size", help="sweep tuning methods at this size instead of architectures")
     parser.add_argument("--rates", default="3e-3,6e-3,1.2e-2")
     parser.add_argument("--seeds", default="0")
+    parser.add_argument(
+        "--extend", type=int, default=0, metavar="N", help="try up to N rates beyond an end that is best"
+    )
+    parser.add_argument("--out", type=Path, help="also write each training there, as CSV")
     arguments = parser.parse_args()
     configuration = load()
     known = configuration.parameters.methods if arguments.size else list(configuration.parameters.architectures)
     rows = arguments.rows.split(",") if arguments.rows else known
     rates = [float(rate) for rate in arguments.rates.split(",")]
+    seeds = [int(seed) for seed in arguments.seeds.split(",")]
+    trained = Trained(configuration, arguments.size, arguments.out)
     for row in rows:
-        losses = {
-            rate: [
-                _final_loss(configuration, row, arguments.size, rate, int(seed)) for seed in arguments.seeds.split(",")
-            ]
-            for rate in rates
-        }
-        best = min(losses, key=lambda rate: sum(losses[rate]))
+        losses = {rate: [trained.loss(row, rate, seed) for seed in seeds] for rate in rates}
+        for _ in range(arguments.extend):
+            if (further := _beyond(losses)) is None:
+                break
+            losses[further] = [trained.loss(row, further, seed) for seed in seeds]
+        losses = dict(sorted(losses.items()))
+        best = _best(losses)
         shown = "  ".join(f"{rate:g}: {'/'.join(f'{loss:.4f}' for loss in found)}" for rate, found in losses.items())
         print(f"{row:14s} best {best:g}   {shown}", flush=True)
+
+
+def _best(losses: dict[float, list[float]]) -> float:
+    return min(losses, key=lambda rate: sum(losses[rate]))
+
+
+def _beyond(losses: dict[float, list[float]]) -> float | None:
+    """The next rate beyond the end at which the best one lies, at the distance of the two there; None where it lies inside."""
+    rates, best = sorted(losses), _best(losses)
+    if len(rates) > 1 and best == rates[0]:
+        return float(f"{rates[0] ** 2 / rates[1]:.3g}")
+    if len(rates) > 1 and best == rates[-1]:
+        return float(f"{rates[-1] ** 2 / rates[-2]:.3g}")
+    return None
+
+
+class Trained:
+    """Final losses, of which those that a file already has are not trained again.
+
+    Args:
+        configuration: The run's parameters.
+        size: Of the tuned models; None for architectures.
+        path: The file, if any.
+    """
+
+    def __init__(self, configuration: Configuration, size: str | None, path: Path | None) -> None:
+        self._configuration = configuration
+        self._size = size
+        self._path = path
+        self._rows = read_table(path) if path else []
+
+    def loss(self, row: str, rate: float, seed: int) -> float:
+        """Trains one run, unless it is known."""
+        training = (
+            self._configuration.profile.tune.training if self._size else self._configuration.profile.pretrain.training
+        )
+        asked = {
+            "profile": self._configuration.parameters.profile, "size": self._size or "", "row": row, "rate": rate, "seed": seed,
+            "steps": training.steps,
+        }  # fmt: skip
+        for known in self._rows:
+            if all(known.get(name, "") == value for name, value in asked.items()):
+                return float(known["loss"])
+        begun = time.monotonic()
+        loss = _final_loss(self._configuration, row, self._size, rate, seed)
+        self._rows.append(asked | {"loss": loss, "seconds": round(time.monotonic() - begun, 1)})
+        if self._path:
+            write_table(self._path, self._rows)
+        return loss
 
 
 def _final_loss(configuration: Configuration, row: str, size: str | None, rate: float, seed: int) -> float:
