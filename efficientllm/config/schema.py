@@ -244,11 +244,11 @@ class TuneSettings(Section):
 class MeasureSettings(Section):
     """The `measure` stage: how long to warm up, how long the windows are, how often they repeat."""
 
-    warmup_seconds: Seconds
+    warmup_seconds: Seconds = Field(description="shortest warm-up, after a first call")
     warmup_calls: Count
     window_seconds: Seconds = Field(description="length of one window of time and energy")
     window_calls: Count = Field(description="fewest calls of the workload in a window")
-    memory_calls: Count
+    memory_seconds: float = Field(ge=0, le=86_400, description="length of each repeat's memory pass, at least one call")
     idle_seconds: Seconds
     repeats: Count
     cooldown_seconds: float = Field(ge=0, le=86_400)

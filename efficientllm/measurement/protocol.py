@@ -152,11 +152,17 @@ def measure_workloads(
 
 
 def _memory(workload: Workload, settings: MeasureSettings, memory: MemoryMeter) -> MemoryReading:
-    """Takes one repeat's share of the calls of the memory pass, at least one."""
+    """Takes a repeat's memory pass: calls for a while, at least one.
+
+    The device is waited for after the sampling. It may be many steps behind the host, which has then freed whatever those
+    steps need: the wait would count as time with next to nothing allocated, a large part of a pass of short steps.
+    """
+    started = time.perf_counter()
     with memory.window() as reading:
-        for _ in range(max(1, round(settings.memory_calls / settings.repeats))):
+        workload.step()
+        while time.perf_counter() - started < settings.memory_seconds:
             workload.step()
-        synchronize(workload.device)
+    synchronize(workload.device)
     return reading
 
 
@@ -254,7 +260,10 @@ def synchronize(device: torch.device) -> None:
 
 
 def _warm_up(workload: Workload, settings: MeasureSettings) -> tuple[int, float, bool]:
-    """Calls until enough calls and seconds have passed and the last calls agree, within a limit."""
+    """Calls until enough calls and seconds have passed and the last calls agree, within a limit.
+
+    The first call's seconds do not count, which are mostly compilation: after it the device is as cold as before.
+    """
     started, times = time.perf_counter(), list[float]()
     for calls in itertools.count(1):
         before = time.perf_counter()
@@ -262,10 +271,10 @@ def _warm_up(workload: Workload, settings: MeasureSettings) -> tuple[int, float,
         synchronize(workload.device)
         now = time.perf_counter()
         times.append(now - before)
-        last = times[-_STABLE_CALLS:]
+        last, warming = times[-_STABLE_CALLS:], sum(times[1:])
         stable = len(last) == _STABLE_CALLS and max(last) <= min(last) * (1 + _STABLE)
-        enough = calls >= settings.warmup_calls and now - started >= settings.warmup_seconds
-        if enough and (stable or now - started >= _LONGEST_WARM_UP * settings.warmup_seconds):
+        enough = calls >= settings.warmup_calls and warming >= settings.warmup_seconds
+        if enough and (stable or warming >= _LONGEST_WARM_UP * settings.warmup_seconds):
             return calls, now - started, stable
     raise AssertionError("unreachable")
 
