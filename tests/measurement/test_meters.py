@@ -1,6 +1,7 @@
 """Memory, utilisation, statistics and the protocol, with clocks and sensors of our own."""
 
 import dataclasses
+import itertools
 import subprocess
 import sys
 import threading
