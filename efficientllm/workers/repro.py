@@ -16,22 +16,23 @@ from typing import IO
 from efficientllm import config
 from efficientllm.errors import ArtifactError, ParameterError
 from efficientllm.workers.folders import FOLDER, check_committed, make_folder, unite_locks
-from efficientllm.workers.units import OPENING, Unit, runnable, units
+from efficientllm.workers.units import OPENING, Unit, needed_for, runnable, units
 
 _RUNNING = re.compile(r"Running stage '([^']+)'")
 _FAILED = re.compile(r"failed to reproduce '([^']+)'")
 _PATIENCE_S = 30.0  # a training finishes its step, and saves its state
 
 
-def repro(count: int | None, root: Path = Path()) -> None:
+def repro(count: int | None, targets: Sequence[str] = (), root: Path = Path()) -> None:
     """Runs the pipeline of the working directory.
 
     Args:
         count: How many workers; as many as there are GPUs where it is None.
+        targets: The stages to run, or groups of them, with what they need; all where there are none.
         root: The repository's root.
 
     Raises:
-        ParameterError: A parameter is wrong, there are more workers than GPUs, or something is not committed.
+        ParameterError: A parameter or target is wrong, there are more workers than GPUs, or something is not committed.
         ArtifactError: A stage failed; the others have run.
     """
     configuration = config.load(root)
@@ -42,8 +43,10 @@ def repro(count: int | None, root: Path = Path()) -> None:
             f"parallel.strategy is {strategy!r}, which trains each cell on all GPUs: run `dvc repro`, or set it to none"
         )
     devices = _devices(count)
-    _dvc(root, "repro", "-s", *OPENING)
     needed_by_stage, cache = _pipeline(root)
+    if targets:
+        needed_by_stage = needed_for(targets, needed_by_stage)
+    _dvc(root, "repro", "-s", *OPENING)
     schedule = Schedule(units(needed_by_stage), needed_by_stage)
     workers = [
         Worker(number, make_folder(number, configuration, cache, root), schedule, environment)
@@ -67,7 +70,7 @@ def repro(count: int | None, root: Path = Path()) -> None:
         )
     unite_locks({worker.folder: worker.finished for worker in workers}, root)
     _dvc(root, "checkout", "--quiet", *sorted(set[str]().union(*(worker.finished for worker in workers))))
-    _dvc(root, "repro")
+    _dvc(root, "repro", *targets)
 
 
 class Schedule:

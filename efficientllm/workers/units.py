@@ -7,6 +7,8 @@ cards differ by some percent; an architecture is one by itself. DVC's own graph 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from efficientllm.errors import unknown_name
+
 CLOSING = ("normalize", "report")
 """Stages that need everything else, and are left to a last `dvc repro`."""
 OPENING = ("probe", "prepare")
@@ -31,6 +33,37 @@ class Unit:
     stages: tuple[str, ...]
     ancestors: tuple[str, ...]
     needs: frozenset[str]
+
+
+def needed_for(targets: Collection[str], needed_by_stage: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """The part of a pipeline that some stages need, and they themselves.
+
+    Args:
+        targets: Names of stages, or of groups of them such as `measure_tune`.
+        needed_by_stage: For each stage the stages whose outputs it reads.
+
+    Returns:
+        The same for that part.
+
+    Raises:
+        ParameterError: A target is neither.
+    """
+    part: dict[str, list[str]] = {}
+
+    def add(stage: str) -> None:
+        if stage not in part:
+            part[stage] = list(needed_by_stage[stage])
+            for needed in part[stage]:
+                add(needed)
+
+    for target in targets:
+        meant = [stage for stage in needed_by_stage if target in (stage, stage.partition("@")[0])]
+        if not meant:
+            groups = {stage.partition("@")[0] for stage in needed_by_stage}
+            raise unknown_name("stage", target, needed_by_stage if target.partition("@")[0] in groups else groups)
+        for stage in meant:
+            add(stage)
+    return part
 
 
 def units(needed_by_stage: Mapping[str, Sequence[str]]) -> list[Unit]:

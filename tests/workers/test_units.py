@@ -2,8 +2,11 @@
 
 import threading
 
+import pytest
+
+from efficientllm.errors import ParameterError
 from efficientllm.workers.repro import Schedule
-from efficientllm.workers.units import runnable, units
+from efficientllm.workers.units import needed_for, runnable, units
 
 NEEDED = {
     "probe": [],
@@ -83,3 +86,25 @@ def test_what_needs_a_failed_stage_is_left_out() -> None:
     assert set(stages) - set(left) == {
         "tune@lora-small", "measure_tune@lora-small", "quantize@int4-small", "measure_quantize@int4-small",
     }  # fmt: skip
+
+
+def test_targets_bring_what_they_need_and_no_more() -> None:
+    part = needed_for(["measure_tune@lora_plus-small"], NEEDED)
+    assert [unit.name for unit in units(part)] == ["pretrain@dense_small", "base@small", "tune@*-small"]
+    assert units(part)[-1].stages == ("tune@lora_plus-small", "measure_tune@lora_plus-small")
+    assert needed_for(["report"], NEEDED).keys() >= {"normalize", "measure_pretrain@mqa", "probe"}
+    assert {unit.name for unit in units(needed_for(["measure_pretrain"], NEEDED))} == {
+        "pretrain@dense_small", "pretrain@mqa"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("measure_pretrain@mqb", "unknown stage 'measure_pretrain@mqb'; did you mean 'measure_pretrain@mqa'"),
+        ("mesure_pretrain", "unknown stage 'mesure_pretrain'; did you mean 'measure_pretrain'"),
+    ],
+)
+def test_unknown_targets_are_named(target: str, message: str) -> None:
+    with pytest.raises(ParameterError, match=message):
+        needed_for([target], NEEDED)
