@@ -93,11 +93,11 @@ class Trained:
             self._configuration.profile.tune.training if self._size else self._configuration.profile.pretrain.training
         )
         asked = {
-            "profile": self._configuration.parameters.profile, "size": self._size or "", "row": row, "rate": rate, "seed": seed,
+            "profile": self._configuration.parameters.profile, "size": self._size or "-", "row": row, "rate": rate, "seed": seed,
             "steps": training.steps,
         }  # fmt: skip
         for known in self._rows:
-            if all(known.get(name, "") == value for name, value in asked.items()):
+            if all(known.get(name) == value for name, value in asked.items()):
                 return float(known["loss"])
         begun = time.monotonic()
         loss = _final_loss(self._configuration, row, self._size, rate, seed)

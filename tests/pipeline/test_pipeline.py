@@ -202,12 +202,12 @@ def test_rates_are_swept_and_a_sweep_goes_on(finished: Project) -> None:
     architectures = ("--rows", "dense_small,mamba", "--rates")
     finished.run(*swept, *architectures, "1e-3")
     lines = (finished.root / "sweep.csv").read_text().splitlines()
-    assert [line.split(",")[1:4] for line in lines[1:]] == [["", "dense_small", "0.001"], ["", "mamba", "0.001"]]
+    assert [line.split(",")[1:4] for line in lines[1:]] == [["-", "dense_small", "0.001"], ["-", "mamba", "0.001"]]
     assert "best" in finished.run(*swept, *architectures, "1e-3,2e-3").stdout
     finished.run(*swept, "--size", "small", "--rows", "lora", "--rates", "1e-3")
     further = (finished.root / "sweep.csv").read_text().splitlines()
     assert further[:3] == lines, "what the file has is not trained again, seconds and all"
-    assert [line.split(",")[1] for line in further[3:]] == ["", "", "small"]
+    assert [line.split(",")[1] for line in further[3:]] == ["-", "-", "small"]
     shown = finished.run(*swept, "--rows", "dense_small", "--rates", "1e-8,1e-7", "--extend", "1").stdout
     assert "1e-06:" in shown, "the larger rate is better by far, so a still larger one is tried"
     assert "1e-05:" not in shown
