@@ -12,6 +12,7 @@ Several GPUs: a process each, with rows and a file of its own.
 
 import argparse
 import dataclasses
+import gc
 import tempfile
 import time
 from pathlib import Path
@@ -101,6 +102,10 @@ class Trained:
                 return float(known["loss"])
         begun = time.monotonic()
         loss = _final_loss(self._configuration, row, self._size, rate, seed)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.compiler.reset()  # compiled blocks hold on to their model, and only so many models' are compiled
+            torch.cuda.empty_cache()
         self._rows.append(asked | {"loss": loss, "seconds": round(time.monotonic() - begun, 1)})
         if self._path:
             write_table(self._path, self._rows)
