@@ -1,7 +1,5 @@
 """A table that was measured elsewhere goes on where none of its weights are: docs/paper-scale.md, "In pieces"."""
 
-from pathlib import Path
-
 import pytest
 from project import Project
 from ruamel.yaml import YAML
@@ -9,9 +7,10 @@ from ruamel.yaml import YAML
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def piece(finished: Project, tmp_path: Path) -> Project:
+@pytest.fixture(scope="module")
+def piece(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A clone with the lock file of a finished run, its records and curves, and none of its weights."""
+    tmp_path = tmp_path_factory.mktemp("pieces")
     remote = ("dvc", "remote", "add", "--local", "pieces", str(tmp_path / "remote"))
     finished.run(*remote)
     try:
