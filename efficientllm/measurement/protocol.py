@@ -271,7 +271,7 @@ def _warm_up(workload: Workload, settings: MeasureSettings) -> tuple[int, float,
         synchronize(workload.device)
         now = time.perf_counter()
         times.append(now - before)
-        last, warming = times[-_STABLE_CALLS:], sum(times[1:])
+        last, warming = times[-_STABLE_CALLS:], now - started - times[0]
         stable = len(last) == _STABLE_CALLS and max(last) <= min(last) * (1 + _STABLE)
         enough = calls >= settings.warmup_calls and warming >= settings.warmup_seconds
         if enough and (stable or warming >= _LONGEST_WARM_UP * settings.warmup_seconds):

@@ -48,22 +48,14 @@ def needed_for(targets: Collection[str], needed_by_stage: Mapping[str, Sequence[
     Raises:
         ParameterError: A target is neither.
     """
-    part: dict[str, list[str]] = {}
-
-    def add(stage: str) -> None:
-        if stage not in part:
-            part[stage] = list(needed_by_stage[stage])
-            for needed in part[stage]:
-                add(needed)
-
+    meant: list[str] = []
     for target in targets:
-        meant = [stage for stage in needed_by_stage if target in (stage, stage.partition("@")[0])]
-        if not meant:
+        found = [stage for stage in needed_by_stage if target in (stage, stage.partition("@")[0])]
+        if not found:
             groups = {stage.partition("@")[0] for stage in needed_by_stage}
             raise unknown_name("stage", target, needed_by_stage if target.partition("@")[0] in groups else groups)
-        for stage in meant:
-            add(stage)
-    return part
+        meant += found
+    return {stage: list(needed_by_stage[stage]) for stage in _ordered(meant, needed_by_stage)}
 
 
 def units(needed_by_stage: Mapping[str, Sequence[str]]) -> list[Unit]:
@@ -75,21 +67,12 @@ def units(needed_by_stage: Mapping[str, Sequence[str]]) -> list[Unit]:
     Returns:
         Units without the opening and the closing stages, in an order in which they could run.
     """
-    order: list[str] = []
-    above: dict[str, set[str]] = {}
-
-    def visit(stage: str) -> None:
-        if stage in above:
-            return
-        above[stage] = set()
-        for needed in needed_by_stage[stage]:
-            visit(needed)
-            above[stage] |= above[needed] | {needed}
-        order.append(stage)
-
     # a cell is measured as soon as it is made, not after all of its kind
-    for stage in sorted(needed_by_stage, key=lambda name: not name.startswith(_MEASURING)):
-        visit(stage)
+    first = sorted(needed_by_stage, key=lambda name: not name.startswith(_MEASURING))
+    order = _ordered(first, needed_by_stage)
+    above: dict[str, set[str]] = {}
+    for stage in order:
+        above[stage] = set[str]().union(*(above[needed] | {needed} for needed in needed_by_stage[stage]))
     grouped: dict[str, list[str]] = {}
     for stage in order:
         if stage not in (*OPENING, *CLOSING):
@@ -106,6 +89,21 @@ def runnable(
         return stage in failed or any(lost(needed) for needed in needed_by_stage[stage])
 
     return [stage for stage in stages if not lost(stage)]
+
+
+def _ordered(stages: Collection[str], needed_by_stage: Mapping[str, Sequence[str]]) -> list[str]:
+    """Some stages and all that they need, each after what it needs."""
+    order: dict[str, None] = {}
+
+    def visit(stage: str) -> None:
+        if stage not in order:
+            for needed in needed_by_stage[stage]:
+                visit(needed)
+            order[stage] = None
+
+    for stage in stages:
+        visit(stage)
+    return list(order)
 
 
 def _unit_of(stage: str) -> str:
