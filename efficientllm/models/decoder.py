@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -115,11 +115,14 @@ class Decoder(nn.Module):
         else:
             self._compiled = [torch.compile(block, dynamic=False) for block in self.layers]
 
-    def compile_decoding(self) -> str | None:
+    def compile_decoding(self, options: Mapping[str, Any] | None = None) -> str | None:
         """Compiles the blocks for decoding token by token behind a cache, once for all batch sizes and positions.
 
         A step of a small batch consists of small kernels, several to a norm or a rotation, and the compiler fuses them.
         As in training all blocks run one program.
+
+        Args:
+            options: Of the compiler, as `torch.compile` takes them.
 
         Returns:
             Why the blocks stay as they are, or None.
@@ -127,7 +130,9 @@ class Decoder(nn.Module):
         for part in self.components():
             if not part.compiles_decoding:
                 return f"{type(part).__name__} takes another path every few positions"
-        self._compiled_decoding = [torch.compile(block, dynamic=True) for block in self.layers]
+        self._compiled_decoding = [
+            torch.compile(block, dynamic=True, options=dict(options or {})) for block in self.layers
+        ]
         return None
 
     def decode_uncompiled(self) -> None:

@@ -6,15 +6,17 @@ the cache, the prompts, the tokens. Nothing is read back from the device between
 On a GPU every step is recorded once as a CUDA graph, one for the prompt and one for each position, and later only
 replayed. A decoding step of a small model takes the device a fraction of the time that the host needs to launch its
 kernels one by one; without graphs one would measure Python. Decoding is compiled block by block before: between its matrix
-products stand dozens of kernels that take the device longer to start than to compute. Compiled steps are kept where they
-are faster. A graph of its own for each position lets each step read just the tokens that are there, and every architecture
-be recorded as it is.
+products stand dozens of kernels that take the device longer to start than to compute. For a single sequence, whose products
+are all of a matrix and a vector, the compiler writes these too, fused with what stands around them, and tunes them: they read
+the weights faster than a library's kernels, which are made for matrices. Compiled steps are kept where they are faster. A graph
+of its own for each position lets each step read just the tokens that are there, and every architecture be recorded as it is.
 """
 
 import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -24,6 +26,9 @@ from efficientllm.serving.graphs import RecordingError, Step, record
 
 _COMPARED, _TRIES = 5, 5
 """The prompt and four tokens, by whose time compiled steps are compared with others."""
+
+# the option makes the compiler write products with a single row by itself, and measure several launches of each kernel
+_SINGLE_SEQUENCE_OPTIONS: dict[str, Any] = {"coordinate_descent_tuning": True}
 
 PASS_TOKENS = 32768
 """Prompt tokens, over the whole batch, that are computed in one pass; longer prompts take several, as servers do."""
@@ -71,6 +76,7 @@ class GreedyEngine:
         self._tokens = torch.zeros(batch_size, output_length, dtype=torch.long, device=self._device)
         # not kept as steps of its own, whose references to itself would keep the cache alive until the next collection
         self._graphs: list[Step] = []
+        self._project: Callable[[torch.Tensor], torch.Tensor] = decoder.project
         self._most_likely: Callable[[torch.Tensor], torch.Tensor] = _most_likely
         self.execution = f"launched kernel by kernel ({self._device.type.upper()})"
         if self._device.type == "cuda":
@@ -152,9 +158,12 @@ class GreedyEngine:
 
     def _compile(self, steps: Sequence[Step]) -> str | None:
         """Has decoding run compiled from now on, or says why not."""
-        obstacle = self._decoder.compile_decoding()
+        single = self._prompts.shape[0] == 1
+        obstacle = self._decoder.compile_decoding(_SINGLE_SEQUENCE_OPTIONS if single else None)
         if obstacle is not None:
             return obstacle
+        if single:
+            self._project = torch.compile(self._decoder.project, dynamic=True, options=_SINGLE_SEQUENCE_OPTIONS)
         self._most_likely = torch.compile(_most_likely, dynamic=True)
         try:
             for step in steps[:_COMPARED]:
@@ -167,6 +176,7 @@ class GreedyEngine:
 
     def _decode_uncompiled(self) -> None:
         self._decoder.decode_uncompiled()
+        self._project = self._decoder.project
         self._most_likely = _most_likely
 
     def _seconds(self, graphs: Sequence[Step]) -> float:
@@ -198,7 +208,7 @@ class GreedyEngine:
 
     def _advance(self, inputs_bt: torch.Tensor, index: int) -> None:
         hidden = self._decoder.hidden_states(inputs_bt, cache=self.cache)
-        self._tokens[:, index] = self._most_likely(self._decoder.project(hidden[:, -1]))
+        self._tokens[:, index] = self._most_likely(self._project(hidden[:, -1]))
 
     def _synchronize(self) -> None:
         if self._device.type == "cuda":

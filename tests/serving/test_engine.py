@@ -1,5 +1,6 @@
 """The serving engine's tokens are those of Transformers' greedy `generate`, for every mixer."""
 
+import functools
 from typing import Any
 
 import pytest
@@ -119,7 +120,7 @@ def test_compiled_decoding_gives_the_same_tokens(make_config: Any, name: str) ->
     decoder, prompts = made(make_config, FAMILIES[name]), prompts_of(0)
     shapes = ((3, 7, 9), (2, 5, 6))
     expected = [GreedyEngine(decoder, *shape).generate(prompts[: shape[0], : shape[1]]).tokens for shape in shapes]
-    decoder.compile_decoding()
+    decoder.compile_decoding({"coordinate_descent_tuning": True})
     found = [GreedyEngine(decoder, *shape).generate(prompts[: shape[0], : shape[1]]).tokens for shape in shapes]
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
@@ -192,8 +193,37 @@ def test_compiled_steps_are_kept_where_they_can_be_recorded_and_are_faster(
         assert bool(compiled) == (fault is None)
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+def test_products_with_a_vector_are_left_to_the_compiler(
+    make_config: Any, monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    decoder, prompts = made(make_config, {}), prompts_of(0)[:batch]
+    expected = GreedyEngine(decoder, batch, 7, 9).generate(prompts).tokens
+    asked: list[tuple[str, dict[str, Any]]] = []
+
+    def compiled(function: Any, **how: Any) -> Any:
+        asked.append((getattr(function, "__name__", "block"), how.get("options", {})))
+        return function
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: None)
+    monkeypatch.setattr("efficientllm.serving.engine.record", lambda steps, device: list(steps))
+    engine = GreedyEngine(decoder, batch, 7, 9)
+    with torch.inference_mode():
+        assert engine._compile(engine_steps(engine)) is None
+    assert torch.equal(engine.generate(prompts).tokens, expected)
+    tuned = {"coordinate_descent_tuning": True}
+    blocks = [("block", tuned if batch == 1 else {})] * decoder.config.layers
+    head = [("project", tuned)] if batch == 1 else []
+    assert asked == [*blocks, *head, ("_most_likely", {})]
+
+
+def engine_steps(engine: GreedyEngine) -> list[Any]:
+    return [functools.partial(engine._launch, index) for index in range(3)]
+
+
 def on_gpu(decoder: Decoder, prompts: torch.Tensor) -> tuple[str, torch.Tensor]:
-    engine = GreedyEngine(decoder.cuda(), 3, 7, 9)
+    engine = GreedyEngine(decoder.cuda(), len(prompts), 7, 9)
     first = engine.generate(prompts.cuda(), time_tokens=True)
     assert first.token_times == sorted(first.token_times)
     again = engine.generate(prompts.cuda()).tokens
@@ -203,10 +233,11 @@ def on_gpu(decoder: Decoder, prompts: torch.Tensor) -> tuple[str, torch.Tensor]:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("changes", FAMILIES.values(), ids=FAMILIES)
-def test_graphs_give_the_same_tokens(make_config: Any, changes: dict[str, Any]) -> None:
-    decoder, prompts = made(make_config, changes), prompts_of(0)
-    expected = GreedyEngine(decoder, 3, 7, 9).generate(prompts).tokens
+def test_graphs_give_the_same_tokens(make_config: Any, changes: dict[str, Any], batch: int) -> None:
+    decoder, prompts = made(make_config, changes), prompts_of(0)[:batch]
+    expected = GreedyEngine(decoder, batch, 7, 9).generate(prompts).tokens
     execution, found = on_gpu(decoder, prompts)
     uncompiled = "CUDA graphs, one per position; decoding not compiled: NativeSparseAttention takes another path every few positions"
     slower = "CUDA graphs, one per position; decoding not compiled: that would be slower"
