@@ -32,11 +32,11 @@ def rank_stability(
         draws: Number of draws.
 
     Returns:
-        A share for each row; None where it has no rank, or where no row of the column has an interval. The same rows give
-        the same shares in any order, unit and direction.
+        A share for each row; None where it has no rank, where it is the only one with a rank, or where no row of the column
+        has an interval. The same rows give the same shares in any order, unit and direction.
     """
     known = [estimate for estimate in estimates if estimate is not None]
-    if not any(estimate.low is not None for estimate in known):
+    if len(known) < 2 or not any(estimate.low is not None for estimate in known):
         return [None] * len(estimates)
     # as losses in a canonical order, so that neither the order of the rows nor the direction picks other random numbers
     losses = sorted(_loss(estimate, direction) for estimate in known)
@@ -70,7 +70,8 @@ def highest_score_shares(
 
     Returns:
         A share for each row; rows that share the highest score of a draw share it. None for a row that lacks a metric that
-        counts, and for all where no value has an interval. The order of rows and metrics does not matter.
+        counts, and for all where no value has an interval or only one row has all metrics. The order of rows and metrics does
+        not matter.
     """
     counted = {
         name: column
@@ -85,7 +86,7 @@ def highest_score_shares(
         row: [_loss(estimate, direction) for estimates, direction in counted.values() if (estimate := estimates[row])]
         for row in complete
     }
-    if all(low == high for row in losses.values() for _, low, high, _ in row):
+    if len(complete) < 2 or all(low == high for row in losses.values() for _, low, high, _ in row):
         return [None] * rows
     order = sorted(complete, key=lambda row: losses[row])  # so that the order of the rows picks no other random numbers
     scores = np.zeros((draws, len(order)))

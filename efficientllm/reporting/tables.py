@@ -60,7 +60,11 @@ class TableRow:
 
 @dataclass(frozen=True)
 class GroupTable:
-    """Rows that are ranked against each other; `best` names those with the highest score, `sure` says in how many draws."""
+    """Rows that are ranked against each other.
+
+    `best` names those with the highest score, `sure` says in how many draws; `lone` where only one row has a score, so
+    that nothing was compared.
+    """
 
     id: str
     key: str
@@ -68,6 +72,7 @@ class GroupTable:
     rows: list[TableRow]
     best: str
     sure: str | None
+    lone: bool
 
 
 @dataclass(frozen=True)
@@ -130,6 +135,7 @@ def _group_table(evidence: Evidence, gaps: Gaps, group: Group, columns: list[Col
     return GroupTable(
         identifier(prefix, "group", group.axis, group.key), group.key, group.label, rows,
         listing(row.label for row in best), percent(min(1.0, sum(known))) if known else None,
+        sum(score is not None for score in scores.values()) == 1,
     )  # fmt: skip
 
 

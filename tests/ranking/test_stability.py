@@ -47,7 +47,7 @@ def test_far_apart_and_without_doubt() -> None:
     assert rank_stability([Estimate(1.0, 0.9, 1.1), None, Estimate(9.0, 8.9, 9.1)], "higher") == [1.0, None, 1.0]
     assert rank_stability([Estimate(1.0), Estimate(2.0)], "lower") == [None, None], "no interval says nothing"
     assert rank_stability([], "lower") == []
-    assert rank_stability([Estimate(1.0, 0.5, 2.0)], "lower") == [1.0]
+    assert rank_stability([Estimate(1.0, 0.5, 2.0), None], "lower") == [None, None], "a single rank was not compared"
 
 
 @settings(max_examples=60, deadline=None)

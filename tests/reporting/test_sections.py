@@ -13,7 +13,10 @@ from efficientllm.ranking.paper import paper_agreement
 from efficientllm.ranking.results import Result, to_csv
 from efficientllm.reporting import certainty, comparison, flags, serving, summary, tables, tradeoffs
 from efficientllm.reporting.appendix import merged
+from efficientllm.reporting.evidence import collect
+from efficientllm.reporting.gaps import Gaps
 from efficientllm.reporting.groups import groups_of
+from efficientllm.reporting.page import render
 from efficientllm.reporting.text import DASH
 
 
@@ -59,6 +62,20 @@ def test_the_first_sentence_says_of_which_size_it_speaks(evidence) -> None:
     assert not sentence.startswith("Among")
     assert sentence.count("among models of size small") == 1
     assert sentence.count("among models of size medium") == len(cards) - 1
+
+
+def test_a_row_that_is_alone_is_called_so_and_is_sure_of_nothing(tmp_path) -> None:
+    def only_gqa(record):
+        return factories.failed(record, "no memory") if record.cell in ("mqa", "mla", "nsa") else record
+
+    evidence = collect(factories.make_run(tmp_path, only_gqa), tmp_path)
+    group = tables.ranking_tables(evidence, Gaps(evidence))[0].groups[0]
+    assert (group.label, group.best, group.sure, group.lone) == ("Attention Mechanism", "GQA", None, True)
+    shares = [standing.share for table in certainty.stability_tables(evidence) if table.group.key == "attention"
+              for _, standings in table.rows for standing in standings]  # fmt: skip
+    assert set(shares) == {None}
+    page = Page(render(evidence))
+    assert "Attention Mechanism: GQA (the only one with a score)" in re.sub(r"\s+", " ", page.section("ranking"))
 
 
 def test_failed_rows_that_might_have_been_the_answer_are_named(evidence, page) -> None:
