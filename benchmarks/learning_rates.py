@@ -12,13 +12,13 @@ Several GPUs: a process each, with rows and a file of its own.
 
 import argparse
 import dataclasses
-import gc
 import tempfile
 import time
 from pathlib import Path
 
 import torch
 from csv_table import read_table, write_table
+from release import release
 
 from efficientllm.config import Configuration, load
 from efficientllm.device import select_device
@@ -102,10 +102,7 @@ class Trained:
                 return float(known["loss"])
         begun = time.monotonic()
         loss = _final_loss(self._configuration, row, self._size, rate, seed)
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.compiler.reset()  # compiled blocks hold on to their model, and only so many models' are compiled
-            torch.cuda.empty_cache()
+        release(select_device())
         self._rows.append(asked | {"loss": loss, "seconds": round(time.monotonic() - begun, 1)})
         if self._path:
             write_table(self._path, self._rows)

@@ -14,7 +14,6 @@ which a decoding step reads what it must read.
 """
 
 import argparse
-import gc
 import itertools
 import statistics
 import time
@@ -24,6 +23,7 @@ from typing import Any
 
 import torch
 from csv_table import read_table, write_table
+from release import release
 from serving_engines import (
     ENGINES,
     SHAPES,
@@ -92,7 +92,6 @@ def _served(
         if any(row.items() <= known.items() for known in results):
             continue
         try:
-            torch.compiler.reset()
             model = model or make_model(shape, key, engine, longest, arguments.options[key], device)
             found, row_values = _measured(model, engine, batch, arguments, device, nvml)
             row |= row_values
@@ -104,7 +103,7 @@ def _served(
             row["failure"] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
             if arguments.traceback:
                 raise
-        _clean(device)
+        release(device)
         results.append(row)
         _print(row, results)
         if arguments.out:
@@ -112,13 +111,7 @@ def _served(
         if model is None:  # it could not be made: no batch will do
             return
     model = None
-    _clean(device)
-
-
-def _clean(device: torch.device) -> None:
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    release(device)
 
 
 def _measured(

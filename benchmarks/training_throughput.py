@@ -12,7 +12,6 @@ layers and `--steps 1` everything is compiled once, into the caches that a later
 
 import argparse
 import dataclasses
-import gc
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 from csv_table import write_table
 from kernel_times import print_kernel_times
+from release import release
 from shapes import SHAPES, config_of
 
 from efficientllm.config.load import load
@@ -54,11 +54,7 @@ def main() -> None:
         rows = [(name, config and dataclasses.replace(config, layers=arguments.layers)) for name, config in rows]
     results: list[dict[str, Any]] = []
     for name, config in rows:
-        torch.compiler.reset()
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
+        release(device)
         row: dict[str, Any] = {"row": name, "sequence": arguments.sequence, "batch": arguments.batch}
         try:
             step, kernels = _baseline(dense, arguments, device) if config is None else _ours(config, arguments, device)

@@ -14,7 +14,6 @@ counter, and empty without one. A row that fails (out of memory, for example) pr
 """
 
 import argparse
-import gc
 import tempfile
 import time
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 
 import torch
 from csv_table import write_table
+from release import release
 from serving_engines import SHAPES
 
 from efficientllm.config.load import load, read_yaml
@@ -123,7 +123,7 @@ def main() -> None:
                     row["peak_gib"] = torch.cuda.max_memory_allocated(device) / GIB
                 if arguments.traceback:
                     raise
-            _clean(device)
+            release(device)
             results.append(row)
             _print(row, results)
             if arguments.csv:
@@ -269,14 +269,6 @@ def _figures(window: SteadyWindow, arguments: argparse.Namespace) -> dict[str, f
         "tokens_per_second": arguments.batch * arguments.sequence / seconds,
         "joules_per_sample": joules and joules / arguments.batch,
     }
-
-
-def _clean(device: torch.device) -> None:
-    torch.compiler.reset()  # compiled blocks hold on to the model
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
 
 
 def _print(row: dict[str, Any], results: list[dict[str, Any]]) -> None:

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from efficientllm.errors import MeasurementError
@@ -65,10 +65,7 @@ class NvmlDevice:
 
     def joules(self) -> float | None:
         """Energy counter since the driver was loaded; None where it cannot be read, see `counter_fault`."""
-        try:
-            return self._library.nvmlDeviceGetTotalEnergyConsumption(self._handle) / 1000
-        except self._library.NVMLError:
-            return None
+        return self._figure(lambda: self._library.nvmlDeviceGetTotalEnergyConsumption(self._handle) / 1000)
 
     def counter_move(self) -> CounterMove | None:
         """Waits until the energy counter moves; None where it cannot be read, does not rise, or stands still."""
@@ -103,17 +100,17 @@ class NvmlDevice:
     def celsius(self) -> float | None:
         """Temperature of the chip; None where the card does not tell (some virtual GPUs)."""
         library = self._library
-        try:
-            return float(library.nvmlDeviceGetTemperature(self._handle, library.NVML_TEMPERATURE_GPU))
-        except library.NVMLError:
-            return None
+        return self._figure(lambda: library.nvmlDeviceGetTemperature(self._handle, library.NVML_TEMPERATURE_GPU))
 
     def sm_clock_mhz(self) -> float | None:
         """Clock of the multiprocessors at this moment; None where the card does not tell."""
         library = self._library
+        return self._figure(lambda: library.nvmlDeviceGetClockInfo(self._handle, library.NVML_CLOCK_SM))
+
+    def _figure(self, read: Callable[[], float]) -> float | None:
         try:
-            return float(library.nvmlDeviceGetClockInfo(self._handle, library.NVML_CLOCK_SM))
-        except library.NVMLError:
+            return float(read())
+        except self._library.NVMLError:
             return None
 
     def slowed(self) -> list[str]:
