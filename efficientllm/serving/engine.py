@@ -27,8 +27,9 @@ from efficientllm.serving.graphs import RecordingError, Step, record
 _COMPARED, _TRIES = 5, 5
 """The prompt and four tokens, by whose time compiled steps are compared with others."""
 
-# the option makes the compiler write products with a single row by itself, and measure several launches of each kernel
-_SINGLE_SEQUENCE_OPTIONS: dict[str, Any] = {"coordinate_descent_tuning": True}
+# the first makes the compiler write products with a single row by itself, and measure several launches of each kernel; by
+# the second a kernel is set up while the one before it ends (programmatic dependent launch, where the device has it)
+_SINGLE_SEQUENCE_OPTIONS: dict[str, Any] = {"coordinate_descent_tuning": True, "triton.enable_pdl": True}
 
 PASS_TOKENS = 32768
 """Prompt tokens, over the whole batch, that are computed in one pass; longer prompts take several, as servers do."""
