@@ -247,7 +247,8 @@ class MeasureSettings(Section):
     warmup_seconds: Seconds = Field(description="shortest warm-up, after a first call")
     warmup_calls: Count
     window_seconds: Seconds = Field(description="length of one window of time and energy")
-    window_calls: Count = Field(description="fewest calls of the workload in a window")
+    window_calls: Count = Field(description="fewest served batches in a window")
+    window_steps: Count = Field(description="fewest training steps in a window")
     memory_seconds: float = Field(ge=0, le=86_400, description="length of each repeat's memory pass, at least one call")
     idle_seconds: Seconds
     repeats: Count

@@ -1,8 +1,9 @@
 """The serving workload of a cell and the values that come from it.
 
-On the quantization axis energy is measured in two windows per repeat, in random order: whole requests, and their prefill
-alone. What decoding takes is the difference, so that the two parts add up to the whole; a window of decoding alone would be
-one of another mix of work, at other clocks.
+The quantization axis, which ranks serving, has windows under the whole protocol: two per repeat, in random order, of whole
+requests and of their prefill alone. What decoding takes is the difference, so that the two parts add up to the whole; a
+window of decoding alone would be one of another mix of work, at other clocks. The other axes rank training: their served
+batches are timed by the marks between tokens, and take no windows.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from efficientllm.config.schema import MeasureSettings
 from efficientllm.measurement.energy import EnergyMeter
 from efficientllm.measurement.findings import Findings
 from efficientllm.measurement.memory import GIB, MemoryMeter
-from efficientllm.measurement.protocol import Workload, WorkloadResult, measure_workloads
+from efficientllm.measurement.protocol import WorkloadResult, measure_workloads
 from efficientllm.measurement.resource_values import resource_values, window_seconds
 from efficientllm.measurement.statistics import single, summarize
 from efficientllm.measurement.workloads import prefill_workload, serving_engine, serving_prompts, serving_workload
@@ -55,14 +56,20 @@ def serve(
     findings.kernels["serving"] = engine.execution
     prompts = serving_prompts(held_out, settings.serving_batch_size, settings.serving_prompt_length, device)
     findings.laps.end("compiling and recording the served steps")
-    served, *prefill = measure_workloads(
-        _workloads(axis, engine, prompts), settings, meter, memory, seed=configuration.parameters.seed
-    )
-    _request_values(axis, served, meter, configuration, findings)
+    if axis == "quantize":
+        served, prefill = measure_workloads(
+            [serving_workload(engine, prompts), prefill_workload(engine, prompts)],
+            settings, meter, memory, seed=configuration.parameters.seed,
+        )  # fmt: skip
+        _request_values(served, meter, configuration, findings)
+        _energy_by_phase(settings, prompts.numel(), engine.decoded_tokens, served, prefill, meter, findings)
+    else:
+        for _ in range(settings.warmup_calls):
+            engine.generate(prompts)
     times = _token_times(engine, prompts, settings)
+    if axis != "quantize":
+        _marked_throughput(settings, times, findings)
     _latency_values(settings, times, findings)
-    for result in prefill:
-        _energy_by_phase(settings, prompts.numel(), engine.decoded_tokens, served, result, meter, findings)
     bandwidth = copy_bandwidth(device)
     _memory_values(decoder, engine, settings, times, bandwidth, findings)
     findings.information["weights"] = stored_parts(decoder)
@@ -76,11 +83,6 @@ def serve(
     findings.laps.end("serving curves")
 
 
-def _workloads(axis: registry.Axis, engine: GreedyEngine, prompts: torch.Tensor) -> list[Workload]:
-    whole = serving_workload(engine, prompts)
-    return [whole, prefill_workload(engine, prompts)] if axis == "quantize" else [whole]
-
-
 def _shape(settings: MeasureSettings) -> str:
     return (
         f"batch of {settings.serving_batch_size} requests, {settings.serving_prompt_length} prompt and "
@@ -89,32 +91,29 @@ def _shape(settings: MeasureSettings) -> str:
 
 
 def _request_values(
-    axis: registry.Axis,
-    result: WorkloadResult,
-    meter: EnergyMeter,
-    configuration: Configuration,
-    findings: Findings,
+    result: WorkloadResult, meter: EnergyMeter, configuration: Configuration, findings: Findings
 ) -> None:
-    """Values of whole requests."""
+    """Values of whole requests, whose windows time and energy share."""
     settings = configuration.profile.measure
     tokens = settings.serving_batch_size * settings.serving_output_length
     window, shape = window_seconds(result), f"{_shape(settings)}{result.doubts()}"
-
-    def put(key: str, repeats: Sequence[float], method: str) -> None:
+    resource_values(result, meter, tokens, configuration, findings, "serving")
+    seconds = result.seconds_per_call()
+    for key, repeats, method in (
+        ("average_latency", seconds, f"wall clock; {shape}"),
+        ("sample_throughput", [settings.serving_batch_size / value for value in seconds], shape),
+        ("inference_throughput", [tokens / value for value in seconds], shape),
+    ):
         findings.values[key] = summarize(key, repeats, source="measured", method=method, window_s=window)
 
-    seconds = result.seconds_per_call()
-    if axis == "quantize":
-        resource_values(result, meter, tokens, configuration, findings, "serving")
-        put("average_latency", seconds, f"wall clock; {shape}")
-        put("sample_throughput", [settings.serving_batch_size / value for value in seconds], shape)
-    else:
-        findings.information["serving"] = {
-            "joules_per_token": [joules / tokens for joules in result.joules_per_call()],
-            "energy_source": meter.source,
-            "memory_gib": float(np.median([reading.mean for reading in result.memory])),
-        }
-    put("inference_throughput", [tokens / value for value in seconds], shape)
+
+def _marked_throughput(settings: MeasureSettings, times: Sequence[np.ndarray], findings: Findings) -> None:
+    """The throughput of an axis that does not rank it: from the marks of the tokens, without windows of its own."""
+    tokens = settings.serving_batch_size * settings.serving_output_length
+    findings.values["inference_throughput"] = summarize(
+        "inference_throughput", [tokens / float(np.median(calls[:, -1])) for calls in times], source="measured",
+        method=f"{_shape(settings)}; from the start to the last token's mark, {settings.window_calls} batches a repeat",
+    )  # fmt: skip
 
 
 def _token_times(engine: GreedyEngine, prompts: torch.Tensor, settings: MeasureSettings) -> list[np.ndarray]:

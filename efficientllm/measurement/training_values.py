@@ -43,8 +43,9 @@ def train(
     """Measures a window of a cell's training steps."""
     trainer = _repeating(subjects.trainer(configuration, axis, cell, device))
     workload = _workload(trainer)
-    seed = configuration.parameters.seed
-    (result,) = measure_workloads([workload], configuration.profile.measure, meter, memory, seed=seed)
+    settings = configuration.profile.measure
+    settings = settings.model_copy(update={"window_calls": settings.window_steps})
+    (result,) = measure_workloads([workload], settings, meter, memory, seed=configuration.parameters.seed)
     trained = [parameter for parameter in trainer.task.model.parameters() if parameter.requires_grad]
     dtype = str(trainer.autocast or torch.float32).removeprefix("torch.")
     return Trained(

@@ -25,7 +25,7 @@ from efficientllm.serving.clock import Clock
 from efficientllm.serving.graphs import RecordingError, Step, record
 
 _COMPARED, _TRIES = 5, 5
-"""The prompt and four tokens, by whose time compiled steps are compared with others."""
+"""The prompt and four tokens, by the time of which latter compiled steps are compared with others."""
 
 # the first makes the compiler write products with a single row by itself, and measure several launches of each kernel; by
 # the second a kernel is set up while the one before it ends (programmatic dependent launch, where the device has it)
@@ -136,7 +136,8 @@ class GreedyEngine:
         steps = [functools.partial(self._launch, index) for index in range(output_length)]
         self._decode_uncompiled()  # as another engine for this decoder may have left it
         try:
-            plain = record(steps[:_COMPARED], self._device)
+            # without the prompt, which takes the longest by far and is never compiled: what the cache holds changes no time
+            plain = record([self._first_decoding_step, *steps[2:_COMPARED]], self._device)
             obstacle = self._compile(steps)
             if obstacle is None:
                 obstacle = self._record_compiled(steps, plain)
@@ -149,13 +150,18 @@ class GreedyEngine:
             self.execution = f"launched kernel by kernel (no CUDA graphs: {error})"
 
     def _record_compiled(self, steps: Sequence[Step], plain: Sequence[Step]) -> str | None:
-        """Records steps that run compiled, or says why others are better."""
+        """Records steps that have run compiled, or says why others are better."""
         try:
-            self._graphs = record(steps, self._device)
+            self._graphs = record(steps, self._device, prepared=True)
         except RecordingError as error:
             return str(error)
         # packed weights, for example, which the compiler takes apart for a product of its own
-        return "that would be slower" if self._seconds(self._graphs) > self._seconds(plain) else None
+        slower = self._seconds(self._graphs[1:_COMPARED]) > self._seconds(plain)
+        return "that would be slower" if slower else None
+
+    def _first_decoding_step(self) -> None:
+        self.cache.length = self.prompt_length
+        self._launch(1)
 
     def _compile(self, steps: Sequence[Step]) -> str | None:
         """Has decoding run compiled from now on, or says why not."""
@@ -181,12 +187,12 @@ class GreedyEngine:
         self._most_likely = _most_likely
 
     def _seconds(self, graphs: Sequence[Step]) -> float:
-        """The shortest time in which the first decoding steps are replayed."""
+        """The shortest time in which decoding steps are replayed."""
         times = []
         for _ in range(_TRIES):
             self._synchronize()
             started = time.perf_counter()
-            for replay in graphs[1:_COMPARED]:
+            for replay in graphs:
                 replay()
             self._synchronize()
             times.append(time.perf_counter() - started)

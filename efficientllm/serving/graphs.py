@@ -12,7 +12,7 @@ class RecordingError(Exception):
     """A step cannot be recorded; the message says why."""
 
 
-def record(steps: Sequence[Step], device: torch.device) -> list[Step]:
+def record(steps: Sequence[Step], device: torch.device, *, prepared: bool = False) -> list[Step]:
     """Records each step as a CUDA graph; the graphs share one pool of memory and have to be replayed in this order.
 
     Before anything is recorded, all steps run while PyTorch reports every wait of the host for the device. A step that
@@ -22,11 +22,12 @@ def record(steps: Sequence[Step], device: torch.device) -> list[Step]:
     Args:
         steps: Steps that write their results to tensors that exist already.
         device: The CUDA device that they run on.
+        prepared: Whether the first of them have run before, so that all that is prepared at first use is there.
 
     Raises:
         RecordingError: A step waits for the device, or does something else that a graph cannot hold.
     """
-    for step in steps[:2]:
+    for step in () if prepared else steps[:2]:
         step()  # what is prepared at first use (tables, handles, compiled kernels) must be neither judged nor recorded
     torch.cuda.synchronize(device)
     try:

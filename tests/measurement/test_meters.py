@@ -45,7 +45,7 @@ from efficientllm.measurement.utilization import (
 
 CPU = torch.device("cpu")
 SETTINGS = MeasureSettings(
-    warmup_seconds=0.02, warmup_calls=3, window_seconds=0.05, window_calls=4, memory_seconds=0.02, idle_seconds=0.05, repeats=3,
+    warmup_seconds=0.02, warmup_calls=3, window_seconds=0.05, window_calls=4, window_steps=4, memory_seconds=0.02, idle_seconds=0.05, repeats=3,
     cooldown_seconds=0.0, allow_shared=False, serving_batch_size=1, serving_prompt_length=1, serving_output_length=2,
     evaluation_batch_size=1, perplexity_windows=2, country_iso_code="USA",
 )  # fmt: skip

@@ -28,7 +28,7 @@ CUDA = torch.device("cuda", 0)
 CPU = torch.device("cpu")
 UUID = "GPU-22222222-0000-0000-0000-000000000000"
 SETTINGS: Any = SimpleNamespace(
-    warmup_seconds=0.01, warmup_calls=1, window_seconds=0.25, window_calls=1, memory_seconds=0, repeats=2,
+    warmup_seconds=0.01, warmup_calls=1, window_seconds=0.25, window_calls=1, window_steps=1, memory_seconds=0, repeats=2,
     cooldown_seconds=0.0, country_iso_code="FRA",
 )  # fmt: skip
 

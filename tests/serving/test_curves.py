@@ -15,7 +15,7 @@ from efficientllm.serving import curves
 from efficientllm.serving.bandwidth import Bandwidth
 
 SETTINGS = MeasureSettings(
-    warmup_seconds=0.01, warmup_calls=1, window_seconds=0.01, window_calls=1, memory_seconds=0, idle_seconds=0.01,
+    warmup_seconds=0.01, warmup_calls=1, window_seconds=0.01, window_calls=1, window_steps=1, memory_seconds=0, idle_seconds=0.01,
     repeats=1, cooldown_seconds=0.0, allow_shared=True, serving_batch_size=2, serving_prompt_length=8,
     serving_output_length=4, serving_batches=[1, 4], serving_contexts=[4, 60], serving_curve_tokens=3,
     serving_curve_seconds=0.001, evaluation_batch_size=1, perplexity_windows=2, country_iso_code="USA",
