@@ -219,6 +219,21 @@ def test_products_with_a_vector_are_left_to_the_compiler(
     assert asked == [*blocks, *head, ("_most_likely", {})]
 
 
+@pytest.mark.parametrize("changes", FAMILIES.values(), ids=FAMILIES)
+def test_decoding_behind_no_prompt_runs_and_leaves_nothing_behind(make_config: Any, changes: dict[str, Any]) -> None:
+    """As the steps run that compiled ones are compared with."""
+    decoder, prompts = made(make_config, changes), prompts_of(0)
+    expected = GreedyEngine(decoder, 3, 7, 9).generate(prompts).tokens
+    engine = GreedyEngine(decoder, 3, 7, 9)
+    with torch.inference_mode():
+        for _ in range(2):
+            engine._first_decoding_step()
+            for index in range(2, 5):
+                engine._launch(index)
+    assert engine.cache.length == 7 + 4
+    assert torch.equal(engine.generate(prompts).tokens, expected)
+
+
 def engine_steps(engine: GreedyEngine) -> list[Any]:
     return [functools.partial(engine._launch, index) for index in range(3)]
 
