@@ -13,7 +13,6 @@ from efficientllm.config import Configuration
 from efficientllm.data.manifest import read_manifest
 from efficientllm.device_lock import claimed
 from efficientllm.errors import CellFailure
-from efficientllm.evaluation.half_products import half_products_in_float32
 from efficientllm.evaluation.perplexity import WindowLosses
 from efficientllm.files import check_directory, content_hash, file_hash
 from efficientllm.measurement import subjects
@@ -128,8 +127,7 @@ def _measure(
     # serving comes before the evaluation, whose large batches leave memory behind in the process
     base = None if axis == "pretrain" else base_folder(subjects.identity(configuration, axis, cell)[1])
     serve(configuration, axis, decoder, held_out_folder(base), meter, memory, findings)
-    with half_products_in_float32(decoder):
-        losses, correct = _quality(configuration, axis, base, decoder, device, findings)
+    losses, correct = _quality(configuration, axis, base, decoder, device, findings)
     laps.end("evaluation")
     compression_values(configuration, axis, cell, losses, correct, device, findings)
     laps.end("comparison with the base or bfloat16")

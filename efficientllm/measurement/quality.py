@@ -12,6 +12,7 @@ from efficientllm.config import Configuration
 from efficientllm.data.manifest import read_manifest
 from efficientllm.data.packing import evaluation_windows, open_split
 from efficientllm.data.prompts import encode_questions
+from efficientllm.evaluation.half_products import half_products_in_float32
 from efficientllm.evaluation.perplexity import WindowLosses, spread_windows, window_losses
 from efficientllm.evaluation.task import score_questions
 from efficientllm.measurement.statistics import bootstrap_interval, single
@@ -51,7 +52,8 @@ def perplexity_values(
     tokens = open_split(held_out_folder(base), "test")
     windows = evaluation_windows(tokens, configuration.profile.pretrain.training.sequence_length)
     taken = spread_windows(windows, settings.perplexity_windows)
-    losses = window_losses(decoder, taken, settings.evaluation_batch_size, device)
+    with half_products_in_float32(decoder):
+        losses = window_losses(decoder, taken, settings.evaluation_batch_size, device)
     interval = _ratio_interval(losses.nats, losses.tokens)
     bits = len(tokens) / read_manifest(paths.DATA)["splits"]["test"]["bytes"] / math.log(2)
     method = f"{len(taken)} of {len(windows)} windows of {windows.shape[1] - 1} tokens, evenly spread; bootstrap over windows"
@@ -88,7 +90,8 @@ def task_values(
     questions = encode_questions(
         paths.DATA, "test", configuration.profile.tune.training.sequence_length, tokenizer_folder=base
     )
-    scores = score_questions(decoder, questions, settings.evaluation_batch_size, pad_token=0, device=device)
+    with half_products_in_float32(decoder):
+        scores = score_questions(decoder, questions, settings.evaluation_batch_size, pad_token=0, device=device)
     examples = f"{len(questions)} test examples"
     values = {
         "task_loss": single(
