@@ -68,6 +68,20 @@ def test_quantized_artifacts_are_smaller(finished: Project) -> None:
         assert models["int4"].bytes_in_memory < models["bfloat16"].bytes_in_memory
 
 
+def test_others_are_compared_with_bfloat16_as_its_own_cell_evaluates_it(finished: Project) -> None:
+    for size in load(finished.root).parameters.sizes:
+        records = {
+            precision: read_record(finished.root / paths.record("quantize", f"{precision}-{size}"))
+            for precision in ("bfloat16", "float16", "int4")
+        }
+        expected = records["bfloat16"].metrics["perplexity"].value
+        for record in records.values():
+            compared_with = record.information["compression"]["perplexity_bfloat16"]
+            assert compared_with == pytest.approx(expected, rel=1e-9)
+            change = record.metrics["perplexity"].value - compared_with
+            assert record.metrics["perplexity_change"].value == pytest.approx(change, abs=1e-9)
+
+
 def test_tables_and_report(finished: Project) -> None:
     rows = load(finished.root).rows()
     with (finished.root / "results" / "ranking.csv").open(newline="") as stream:
