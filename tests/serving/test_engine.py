@@ -177,8 +177,10 @@ def test_compiled_steps_are_kept_where_they_can_be_recorded_and_are_faster(
             raise RecordingError("the host waits")
         return list(steps)
 
-    def seconds(engine: GreedyEngine, graphs: Any) -> float:
-        return 2.0 if (graphs == engine._graphs[1:5]) == (fault == "slow") else 1.0
+    def seconds(engine: GreedyEngine, found: Any, plain: Any) -> list[float]:
+        assert found == engine._graphs[1:5]
+        assert len(found) == len(plain)
+        return [2.0, 1.0] if fault == "slow" else [1.0, 2.0]
 
     monkeypatch.setattr(torch, "compile", compiled_block)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: None)
@@ -284,3 +286,20 @@ def test_what_waits_for_the_device_is_launched_and_says_so(
     # and the device is as usable as before
     expected = GreedyEngine(decoder, 3, 7, 9).generate(prompts_of(0).cuda()).tokens
     assert expected.shape == (3, 9)
+
+
+def test_alternatives_are_timed_by_turns(make_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first replays, on a device that was idle, are slow for both."""
+    engine = GreedyEngine(made(make_config, {}), 3, 7, 9)
+    now, order = [0.0], list[str]()
+
+    def step(name: str, seconds: float) -> Any:
+        def run() -> None:
+            now[0] += seconds * (10 if len(order) < 2 else 1)
+            order.append(name)
+
+        return run
+
+    monkeypatch.setattr("efficientllm.serving.engine.time.perf_counter", lambda: now[0])
+    assert engine._seconds([step("a", 2.0)], [step("b", 3.0)]) == pytest.approx([2.0, 3.0])
+    assert order == ["a", "b"] * 5
