@@ -59,7 +59,7 @@ def number(value: float, digits: int = _DIGITS) -> str:
 
 
 def estimate(value: float, low: float | None = None, high: float | None = None) -> tuple[str, str | None]:
-    """Renders a value and its interval with the same decimals: enough to see the interval's width, at most five digits.
+    """Renders a value and its interval with the same decimals: three digits, or up to five where these show its width.
 
     Returns:
         The value's text, and the interval's such as "8.21-8.27" with a long dash, or None where there is none.
@@ -69,7 +69,7 @@ def estimate(value: float, low: float | None = None, high: float | None = None) 
         return number(value), None
     if high > low and value:
         needed = math.floor(math.log10(abs(value))) - math.floor(math.log10(high - low)) + 1
-        digits = min(max(_DIGITS, needed), _MOST_DIGITS)
+        digits = needed if _DIGITS < needed <= _MOST_DIGITS else _DIGITS
     decimals = _decimals(value, digits)
     return _with_decimals(value, decimals), f"{_with_decimals(low, decimals)}{DASH}{_with_decimals(high, decimals)}"
 
