@@ -118,7 +118,13 @@ class WorkloadResult:
 
 
 def measure_workloads(
-    workloads: Sequence[Workload], settings: MeasureSettings, meter: EnergyMeter, memory: MemoryMeter, *, seed: int
+    workloads: Sequence[Workload],
+    settings: MeasureSettings,
+    meter: EnergyMeter,
+    memory: MemoryMeter,
+    *,
+    window_calls: int,
+    seed: int,
 ) -> list[WorkloadResult]:
     """Measures workloads under the protocol; each repeat takes a window of every one of them, in random order.
 
@@ -127,6 +133,7 @@ def measure_workloads(
         settings: Lengths and repeats.
         meter: The process' energy meter.
         memory: The process' memory meter, whose baseline is the idle process.
+        window_calls: Fewest calls in a window.
         seed: Seed of the order.
 
     Returns:
@@ -144,7 +151,9 @@ def measure_workloads(
     for turn, position in enumerate(_order(len(workloads), settings.repeats, seed)):
         if turn:
             time.sleep(settings.cooldown_seconds)
-        windows[position].append(_window(workloads[position], settings, meter, utilization, turn))
+        windows[position].append(
+            _window(workloads[position], settings.window_seconds, window_calls, meter, utilization, turn)
+        )
     return [
         WorkloadResult(calls, seconds, stable, readings, taken, memory.method, utilization.method)
         for (calls, seconds, stable), readings, taken in zip(warm, held, windows, strict=True)
@@ -173,13 +182,13 @@ def _order(workloads: int, repeats: int, seed: int) -> list[int]:
 
 
 def _window(
-    workload: Workload, settings: MeasureSettings, meter: EnergyMeter, utilization: UtilizationMeter, turn: int
+    workload: Workload, seconds: float, least_calls: int, meter: EnergyMeter, utilization: UtilizationMeter, turn: int
 ) -> WindowResult:
     nvml = meter.nvml
     with meter.window() as energy, utilization.window() as busy:
-        calls, seconds = _run_for(workload, settings.window_seconds, settings.window_calls)
+        calls, taken = _run_for(workload, seconds, least_calls)
         slowed = [] if nvml is None else nvml.slowed()
-    return WindowResult(calls, seconds, energy, busy, turn, None if nvml is None else nvml.celsius(), slowed)
+    return WindowResult(calls, taken, energy, busy, turn, None if nvml is None else nvml.celsius(), slowed)
 
 
 @dataclass(frozen=True)

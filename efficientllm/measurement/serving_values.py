@@ -59,15 +59,15 @@ def serve(
     if axis == "quantize":
         served, prefill = measure_workloads(
             [serving_workload(engine, prompts), prefill_workload(engine, prompts)],
-            settings, meter, memory, seed=configuration.parameters.seed,
+            settings, meter, memory, window_calls=settings.window_calls, seed=configuration.parameters.seed,
         )  # fmt: skip
         _request_values(served, meter, configuration, findings)
         _energy_by_phase(settings, prompts.numel(), engine.decoded_tokens, served, prefill, meter, findings)
+        times = _token_times(engine, prompts, settings)
     else:
         for _ in range(settings.warmup_calls):
             engine.generate(prompts)
-    times = _token_times(engine, prompts, settings)
-    if axis != "quantize":
+        times = _token_times(engine, prompts, settings)
         _marked_throughput(settings, times, findings)
     _latency_values(settings, times, findings)
     bandwidth = copy_bandwidth(device)

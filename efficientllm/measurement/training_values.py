@@ -44,8 +44,9 @@ def train(
     trainer = _repeating(subjects.trainer(configuration, axis, cell, device))
     workload = _workload(trainer)
     settings = configuration.profile.measure
-    settings = settings.model_copy(update={"window_calls": settings.window_steps})
-    (result,) = measure_workloads([workload], settings, meter, memory, seed=configuration.parameters.seed)
+    (result,) = measure_workloads(
+        [workload], settings, meter, memory, window_calls=settings.window_steps, seed=configuration.parameters.seed
+    )
     trained = [parameter for parameter in trainer.task.model.parameters() if parameter.requires_grad]
     dtype = str(trainer.autocast or torch.float32).removeprefix("torch.")
     return Trained(

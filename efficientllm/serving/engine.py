@@ -25,7 +25,7 @@ from efficientllm.serving.clock import Clock
 from efficientllm.serving.graphs import RecordingError, Step, record
 
 _COMPARED, _TRIES = 5, 5
-"""The prompt and four tokens, by the time of which latter compiled steps are compared with others."""
+"""Steps that are tried compiled, the prompt and four tokens, and how often those tokens are timed beside uncompiled ones."""
 
 # the first makes the compiler write products with a single row by itself, and measure several launches of each kernel; by
 # the second a kernel is set up while the one before it ends (programmatic dependent launch, where the device has it)

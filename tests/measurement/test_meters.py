@@ -66,7 +66,9 @@ class Meter:
 
 def measured(*workloads: Workload, repeats: int = 3) -> WorkloadResult:
     settings = SETTINGS.model_copy(update={"repeats": repeats})
-    return measure_workloads(workloads, settings, Meter(), MemoryMeter(CPU), seed=0)[0]  # type: ignore[arg-type]
+    return measure_workloads(
+        workloads, settings, Meter(), MemoryMeter(CPU), window_calls=settings.window_calls, seed=0  # type: ignore[arg-type]
+    )[0]  # fmt: skip
 
 
 def test_memory_is_counted_above_the_idle_process() -> None:
@@ -302,7 +304,9 @@ def test_memory_is_not_sampled_while_the_device_catches_up(monkeypatch: pytest.M
 
     monkeypatch.setattr("efficientllm.measurement.protocol.synchronize", catch_up)
     meter = MemoryMeter(CPU, read=lambda: allocated[0], interval_s=0.001)
-    (result,) = measure_workloads([Workload(step, 1, 1, CPU)], SETTINGS, Meter(), meter, seed=0)  # type: ignore[arg-type]
+    (result,) = measure_workloads(
+        [Workload(step, 1, 1, CPU)], SETTINGS, Meter(), meter, window_calls=4, seed=0  # type: ignore[arg-type]
+    )  # fmt: skip
     assert all(reading.mean > 3 for reading in result.memory)
 
 
@@ -316,9 +320,9 @@ def test_compared_workloads_take_turns_in_random_order() -> None:
 
         return Workload(step, 1, 1, CPU)
 
-    settings = SETTINGS.model_copy(update={"repeats": 8, "window_seconds": 0.004, "window_calls": 1})
+    settings = SETTINGS.model_copy(update={"repeats": 8, "window_seconds": 0.004})
     results = measure_workloads(
-        [workload(0), workload(1)], settings, Meter(), MemoryMeter(CPU), seed=0  # type: ignore[arg-type]
+        [workload(0), workload(1)], settings, Meter(), MemoryMeter(CPU), window_calls=1, seed=0  # type: ignore[arg-type]
     )  # fmt: skip
     turns = [[window.turn // 2 for window in result.windows] for result in results]
     assert turns == [list(range(8)), list(range(8))], "each repeat takes a window of each"

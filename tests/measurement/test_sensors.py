@@ -28,7 +28,7 @@ CUDA = torch.device("cuda", 0)
 CPU = torch.device("cpu")
 UUID = "GPU-22222222-0000-0000-0000-000000000000"
 SETTINGS: Any = SimpleNamespace(
-    warmup_seconds=0.01, warmup_calls=1, window_seconds=0.25, window_calls=1, window_steps=1, memory_seconds=0, repeats=2,
+    warmup_seconds=0.01, warmup_calls=1, window_seconds=0.25, memory_seconds=0, repeats=2,
     cooldown_seconds=0.0, country_iso_code="FRA",
 )  # fmt: skip
 
@@ -208,7 +208,7 @@ def measured(meter: EnergyMeter, gpu: Gpu, **settings: Any) -> WorkloadResult:
         gpu.spend(1.0)
 
     workload = Workload(step, 10, 1, CPU)
-    (result,) = measure_workloads([workload], chosen, meter, MemoryMeter(CPU), seed=0)  # type: ignore[arg-type]
+    (result,) = measure_workloads([workload], chosen, meter, MemoryMeter(CPU), window_calls=1, seed=0)  # type: ignore[arg-type]
     return result
 
 
