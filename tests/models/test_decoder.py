@@ -137,6 +137,18 @@ def test_initialization_follows_the_seed(make_config):
         assert float(parameter.detach().std()) == pytest.approx(expected, rel=0.1), name
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_initialization_in_sixteen_bits(make_config, family):
+    config = make_config(**FAMILIES[family])
+    torch.manual_seed(5)
+    half = build_decoder(config, dtype=torch.bfloat16)
+    torch.manual_seed(5)
+    full = build_decoder(config)
+    for (name, drawn), expected in zip(half.named_parameters(), full.parameters(), strict=True):
+        assert drawn.dtype == torch.bfloat16
+        assert float(drawn.detach().float().norm()) == pytest.approx(float(expected.detach().norm()), rel=0.1), name
+
+
 def test_learned_positions_end(make_decoder):
     decoder = make_decoder(position="learned", context_length=8)
     long = torch.zeros(1, 10, dtype=torch.long)

@@ -58,7 +58,10 @@ class LowRankMap(nn.Module):
     def initialize(self, bias: torch.Tensor | None) -> None:
         """Zeroes A, draws B with orthogonal columns, and sets the bias."""
         nn.init.zeros_(self.down.weight)
-        nn.init.orthogonal_(self.up.weight, gain=0.1 * max(1.0, math.sqrt(self.up.in_features / self.up.out_features)))
+        # in float32: the decomposition behind it is implemented for no narrower type
+        drawn = torch.empty_like(self.up.weight, dtype=torch.float32)
+        nn.init.orthogonal_(drawn, gain=0.1 * max(1.0, math.sqrt(self.up.in_features / self.up.out_features)))
+        self.up.weight.copy_(drawn)
         if bias is not None:
             self.up.bias.copy_(bias)
 
