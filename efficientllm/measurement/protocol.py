@@ -19,6 +19,7 @@ import torch
 
 from efficientllm.config.schema import MeasureSettings
 from efficientllm.errors import MeasurementError
+from efficientllm.garbage import existing_objects_exempt
 from efficientllm.measurement.energy import EnergyMeter, EnergyReading
 from efficientllm.measurement.memory import MemoryMeter, MemoryReading
 from efficientllm.measurement.nvml import NvmlDevice
@@ -148,12 +149,13 @@ def measure_workloads(
         held.append([_memory(workload, settings, memory) for _ in range(settings.repeats)])
     utilization = UtilizationMeter(meter.nvml)
     windows: list[list[WindowResult]] = [[] for _ in workloads]
-    for turn, position in enumerate(_order(len(workloads), settings.repeats, seed)):
-        if turn:
-            time.sleep(settings.cooldown_seconds)
-        windows[position].append(
-            _window(workloads[position], settings.window_seconds, window_calls, meter, utilization, turn)
-        )
+    with existing_objects_exempt():
+        for turn, position in enumerate(_order(len(workloads), settings.repeats, seed)):
+            if turn:
+                time.sleep(settings.cooldown_seconds)
+            windows[position].append(
+                _window(workloads[position], settings.window_seconds, window_calls, meter, utilization, turn)
+            )
     return [
         WorkloadResult(calls, seconds, stable, readings, taken, memory.method, utilization.method)
         for (calls, seconds, stable), readings, taken in zip(warm, held, windows, strict=True)

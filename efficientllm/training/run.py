@@ -8,6 +8,7 @@ from typing import Any
 from efficientllm import paths
 from efficientllm.device_lock import others_meanwhile
 from efficientllm.distributed.totals import device_memory, peak_gib, total_joules
+from efficientllm.garbage import existing_objects_exempt
 from efficientllm.measurement.energy import EnergyMeter, RunningEnergy
 from efficientllm.training.telemetry import write_telemetry
 from efficientllm.training.trainer import Trainer
@@ -31,7 +32,7 @@ def train(
     trainer.compile_ahead()
     meter = EnergyMeter(trainer.device)
     others = trainer.world
-    with meter.running() as reading:
+    with existing_objects_exempt(), meter.running() as reading:
         progress = trainer.run(
             checkpoints=paths.checkpoint(axis, cell),
             fingerprint=identity,

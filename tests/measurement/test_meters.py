@@ -1,6 +1,7 @@
 """Memory, utilisation, statistics and the protocol, with clocks and sensors of our own."""
 
 import dataclasses
+import gc
 import itertools
 import subprocess
 import sys
@@ -289,6 +290,15 @@ def test_compilation_is_no_warm_up() -> None:
     result = measured(Workload(lambda: time.sleep(next(lengths)), 1, 1, CPU))
     assert result.warmup_seconds >= 0.15 + SETTINGS.warmup_seconds
     assert result.warmup_calls > SETTINGS.warmup_calls, "the long first call did not use up the warm-up's seconds"
+
+
+def test_a_garbage_collection_in_a_window_walks_only_what_is_new() -> None:
+    exempt: list[int] = []
+    result = measured(Workload(lambda: exempt.append(gc.get_freeze_count()), 1, 1, CPU))
+    calls = sum(window.calls for window in result.windows)
+    assert not any(exempt[:-calls])
+    assert min(exempt[-calls:]) > 10_000
+    assert gc.get_freeze_count() == 0
 
 
 def test_memory_is_not_sampled_while_the_device_catches_up(monkeypatch: pytest.MonkeyPatch) -> None:
