@@ -72,13 +72,18 @@ def attend(
         return biased_attention(q_bhtd, k_bksd, v_bkse, span.bias_by_distance_hp, span.causal_blocks, scale)
     if not fast:
         k_bksd, v_bkse = (x.repeat_interleave(groups, dim=1) for x in (k_bksd, v_bkse))
-        return _plain_attention(q_bhtd, k_bksd, v_bkse, span, scale)
-    if groups > 1 and length == 1:
+        return _plain_attention(q_bhtd, k_bksd, v_bkse, mask, scale, causal=span.causal)
+    if length == 1:
         # one query per head: the queries of a group stand in as the sequence, and nothing is copied on any kernel
         if mask is not None and mask.shape[1] == heads:
             mask = mask.view(mask.shape[0], -1, groups, mask.shape[-1])
         folded = q_bhtd.reshape(batch, -1, groups, q_bhtd.shape[-1])
-        out = F.scaled_dot_product_attention(folded, k_bksd, v_bkse, attn_mask=mask, scale=scale)
+        if q_bhtd.device.type == "cuda" and (mask is not None or k_bksd.shape[-1] != v_bkse.shape[-1]):
+            # the one fused kernel that takes a mask, or values of another width than the keys', lets a single
+            # multiprocessor read all the keys and values of a head; the scores of one query are small
+            out = _plain_attention(folded, k_bksd, v_bkse, mask, scale, causal=False)
+        else:
+            out = F.scaled_dot_product_attention(folded, k_bksd, v_bkse, attn_mask=mask, scale=scale)
         return out.reshape(batch, heads, 1, -1)
     if groups > 1 and q_bhtd.device.type == "cuda" and (mask is not None or q_bhtd.dtype == torch.float32):
         # CUDA's grouped kernels take neither masks nor float32; without them, PyTorch would fall back to writing out
@@ -92,12 +97,17 @@ def attend(
 
 
 def _plain_attention(
-    q_bhtd: torch.Tensor, k_bhsd: torch.Tensor, v_bhse: torch.Tensor, span: Span, scale: float | None
+    q_bhtd: torch.Tensor,
+    k_bhsd: torch.Tensor,
+    v_bhse: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float | None,
+    *,
+    causal: bool,
 ) -> torch.Tensor:
     """Attention as its equation reads; it holds the scores `[B, H, T, S]`."""
     scores = q_bhtd @ k_bhsd.transpose(-1, -2) * (scale or 1 / math.sqrt(q_bhtd.shape[-1]))
-    mask = span.attention_mask
-    if span.causal:
+    if causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask

@@ -1,0 +1,40 @@
+"""One query at a time, as in decoding: every fused way gives what the equation gives."""
+
+import pytest
+import torch
+
+from efficientllm.models.attention import attend
+from efficientllm.models.interfaces import Span
+
+NEEDS_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+BATCH, HEADS, CACHED, WIDTH = 2, 6, 300, 32
+
+
+def mask(kind: str, dtype: torch.dtype) -> torch.Tensor | None:
+    if kind == "padding":
+        visible = torch.ones(BATCH, 1, 1, CACHED, dtype=torch.bool)
+        visible[1, ..., :40] = False
+        return visible
+    return torch.randn(1, HEADS, 1, CACHED).to(dtype) if kind == "bias of each head" else None
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_GPU)])
+@pytest.mark.parametrize("kind", ["none", "padding", "bias of each head"])
+@pytest.mark.parametrize("value_width", [WIDTH, 24])
+@pytest.mark.parametrize("key_heads", [1, 2, HEADS])
+def test_a_single_query(device, kind, value_width, key_heads):
+    torch.manual_seed(1)
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    q = torch.randn(BATCH, HEADS, 1, WIDTH).to(dtype)
+    k, v = (torch.randn(BATCH, key_heads, CACHED, width).to(dtype) for width in (WIDTH, value_width))
+    seen = mask(kind, dtype)
+
+    def span(moved: torch.Tensor | None) -> Span:
+        return Span(start=CACHED - 1, length=1, causal=False, attention_mask=moved)
+
+    exact = span(seen.double() if seen is not None and seen.dtype != torch.bool else seen)
+    expected = attend(q.double(), k.double(), v.double(), exact, fast=False)
+    here = span(None if seen is None else seen.to(device))
+    found = attend(q.to(device), k.to(device), v.to(device), here, fast=True).cpu()
+    assert found.shape == (BATCH, HEADS, 1, value_width)
+    torch.testing.assert_close(found.double(), expected, rtol=0.02, atol=0.01 if device == "cuda" else 1e-5)
