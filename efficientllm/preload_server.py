@@ -123,6 +123,17 @@ def _import_for_gpu() -> None:
         torch.cuda.get_device_capability = ask
 
 
+def _start_compiling_processes() -> None:
+    """Starts the processes in which torch.compile compiles kernels at once, while the stage loads its model.
+
+    Importing the compiler does so, except in the server. They take seconds to come up, in which kernels are compiled one by
+    one. Without Triton, as on a CPU, nothing is started.
+    """
+    compiler = sys.modules.get("torch._inductor.async_compile")
+    if compiler is not None and hasattr(compiler, "maybe_warm_pool"):  # PyTorch's own, and not public
+        compiler.maybe_warm_pool()
+
+
 def _compute_capabilities() -> list[tuple[int, int]]:
     """Compute capability of each GPU, found out in a forked process, for the question initialises CUDA."""
     reading, writing = os.pipe()
@@ -262,6 +273,7 @@ def _become(request: dict[str, object], descriptors: list[int]) -> None:
     importlib.import_module(
         "efficientllm.termination"
     ).end_with_parent()  # the server, whose end nobody could tell the stage
+    _start_compiling_processes()
     code = 1
     try:
         runpy.run_module(str(request["module"]), run_name="__main__", alter_sys=True)
