@@ -212,6 +212,11 @@ QUALITY: tuple[str, ...] = ("perplexity", "bits_per_byte", "task_loss", "task_ac
 PERFORMANCE: dict[str, str] = {"pretrain": "perplexity", "tune": "task_loss", "quantize": "task_accuracy"}
 """The metric that stands in the Performance column of each axis."""
 
+THROUGHPUT: dict[str, str] = {
+    "pretrain": "training_throughput", "tune": "sample_throughput", "quantize": "inference_throughput",
+}  # fmt: skip
+"""The metric by which the rows of each axis are fast."""
+
 
 def metric(key: str) -> Metric:
     """Looks a metric up.

@@ -30,7 +30,7 @@ from efficientllm.reporting import (
 from efficientllm.reporting.evidence import Evidence
 from efficientllm.reporting.groups import cell_labels
 from efficientllm.reporting.machine import machine_facts
-from efficientllm.reporting.text import DASH, identifier, number
+from efficientllm.reporting.text import DASH, identifier, listing, number
 
 
 def render(evidence: Evidence, sets: Sequence[ResultSet] = ()) -> str:
@@ -69,9 +69,7 @@ def render(evidence: Evidence, sets: Sequence[ResultSet] = ()) -> str:
         "trade_offs": list(tradeoffs.trade_offs(evidence)),
         "figures": list(normalized.normalized_figures(evidence)),
         "curves": list(training.training_figures(evidence)),
-        "without_curve": [
-            (cell_labels(evidence.rows, axis, cell), reason) for (axis, cell), reason in evidence.without_curve.items()
-        ],
+        "without_curve": _by_reason(evidence),
         "serving": list(serving.serving_figures(evidence)),
         "paper": list(certainty.paper_tables(evidence)),
         "paper_source": paper_source(),
@@ -91,6 +89,14 @@ def render(evidence: Evidence, sets: Sequence[ResultSet] = ()) -> str:
         "tier_rules": tier_rules(evidence),
     }
     return environment.get_template("report.html.j2").render(context)
+
+
+def _by_reason(evidence: Evidence) -> list[tuple[str, str]]:
+    """Names the cells without a curve, those of one reason together."""
+    cells: dict[str, list[str]] = {}
+    for (axis, cell), reason in evidence.without_curve.items():
+        cells.setdefault(reason, []).append(cell_labels(evidence.rows, axis, cell))
+    return [(listing(labels), reason) for reason, labels in cells.items()]
 
 
 def _asset(name: str) -> str:

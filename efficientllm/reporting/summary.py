@@ -13,7 +13,6 @@ from efficientllm.reporting.flags import doubts
 from efficientllm.reporting.groups import axes_of
 from efficientllm.reporting.text import column_scale, identifier, listing, scaled_estimate
 
-_THROUGHPUT = {"pretrain": "training_throughput", "tune": "sample_throughput", "quantize": "inference_throughput"}
 _ENERGY = "energy_per_token"
 _MEMORY = "accelerator_memory_utilization"
 # quality as a share, from each axis' performance metric: perplexity, loss in nats, percent of right answers
@@ -73,7 +72,7 @@ def answers(evidence: Evidence) -> list[Answers]:
         size = reference_size(evidence.results, axis)
         chosen = [result for result in evidence.results if result.axis == axis and result.size == size]
         questions = (
-            ("Lowest energy per token", _ENERGY), ("Fastest", _THROUGHPUT[axis]), ("Smallest memory", _MEMORY),
+            ("Lowest energy per token", _ENERGY), ("Fastest", metrics.THROUGHPUT[axis]), ("Smallest memory", _MEMORY),
             ("Best quality", metrics.PERFORMANCE[axis]),
         )  # fmt: skip
         found = [

@@ -1,4 +1,4 @@
-"""Trade-offs: quality against energy, memory and latency, with the Pareto front of each pair."""
+"""Trade-offs: quality against energy, memory and latency, with the Pareto front of each pair; without quality, speed."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,8 +14,10 @@ from efficientllm.reporting.groups import Group, groups_of
 from efficientllm.reporting.plot import axis_over
 from efficientllm.reporting.text import Scale, column_scale, identifier, listing, scaled_estimate
 
-COSTS = ("energy_per_token", "accelerator_memory_utilization", "average_latency")
+COSTS: tuple[str, ...] = ("energy_per_token", "accelerator_memory_utilization", "average_latency")
 """What quality is paid with."""
+
+_COSTS_OF_SPEED = ("energy_per_token", "accelerator_memory_utilization")
 
 _MARGIN = 0.1
 
@@ -35,32 +37,36 @@ class TradeOffs:
 
     id: str
     group: Group
+    note: str | None
     panels: list[TradeOff]
     heads: list[str]
     rows: list[tuple[str, list[str | None], str]]
 
 
 def trade_offs(evidence: Evidence) -> Iterator[TradeOffs]:
-    """Draws each group's quality against what it costs."""
+    """Draws each group's quality against what it costs; where fewer than two rows have any, its speed."""
     for group in groups_of(evidence):
-        quality = metrics.PERFORMANCE[group.axis]
-        fronts = {cost: _front(group, quality, cost) for cost in COSTS}
-        scales = {key: _scale(group, key) for key in (quality, *COSTS)}
+        worth, costs, note = metrics.PERFORMANCE[group.axis], COSTS, None
+        if len([row for row in group.rows if group.standings[row.technique, worth].rank is not None]) < 2:
+            note = f"Fewer than two rows have a {metrics.metric(worth).label.lower()}: speed stands in its place."
+            worth, costs = metrics.THROUGHPUT[group.axis], _COSTS_OF_SPEED
+        fronts = {cost: _front(group, worth, cost) for cost in costs}
+        scales = {key: _scale(group, key) for key in (worth, *costs)}
         yield TradeOffs(
-            group.id("tradeoff"), group,
-            [_panel(group, quality, cost, fronts[cost], scales) for cost in COSTS],
+            group.id("tradeoff"), group, note,
+            [_panel(group, worth, cost, fronts[cost], scales) for cost in costs],
             [_label(metrics.metric(key), scales[key]) for key in scales],
             [
                 (row.label, [_text(group.results.get((row.technique, key)), scale) for key, scale in scales.items()],
-                 listing(metrics.metric(cost).symbol for cost in COSTS if fronts[cost].get(row.technique)))
+                 listing(metrics.metric(cost).symbol for cost in costs if fronts[cost].get(row.technique)))
                 for row in group.rows
             ],
         )  # fmt: skip
 
 
-def _front(group: Group, quality: str, cost: str) -> dict[str, bool]:
+def _front(group: Group, worth: str, cost: str) -> dict[str, bool]:
     """Of the rows that have a rank in both metrics, whether they are on the front."""
-    entries = [metrics.metric(quality), metrics.metric(cost)]
+    entries = [metrics.metric(worth), metrics.metric(cost)]
     lines = [[group.standings[row.technique, entry.key] for entry in entries] for row in group.rows]
     front = pareto_front(
         [[line.value if line.rank is not None else None for line in pair] for pair in lines],
@@ -69,8 +75,8 @@ def _front(group: Group, quality: str, cost: str) -> dict[str, bool]:
     return {row.technique: on for row, on in zip(group.rows, front, strict=True) if on is not None}
 
 
-def _panel(group: Group, quality: str, cost: str, front: dict[str, bool], scales: dict[str, Scale]) -> TradeOff:
-    entry, price = metrics.metric(quality), metrics.metric(cost)
+def _panel(group: Group, worth: str, cost: str, front: dict[str, bool], scales: dict[str, Scale]) -> TradeOff:
+    entry, price = metrics.metric(worth), metrics.metric(cost)
     if len(front) < 2:
         return TradeOff(None, price.label, "fewer than two rows have both figures, so there is nothing to trade")
     points = []
@@ -78,7 +84,7 @@ def _panel(group: Group, quality: str, cost: str, front: dict[str, bool], scales
         if row.technique not in front:
             continue
         x, x_ends = _scaled(group.results[row.technique, cost], scales[cost])
-        y, y_ends = _scaled(group.results[row.technique, quality], scales[quality])
+        y, y_ends = _scaled(group.results[row.technique, worth], scales[worth])
         points.append(Point(row.label, series, x, y, x_ends, y_ends, front[row.technique]))
     modelled = any(group.results[technique, cost].source == "modelled" for technique in front)
     label = _label(price, scales[cost]) + (", modelled" if modelled else "")
@@ -90,7 +96,7 @@ def _panel(group: Group, quality: str, cost: str, front: dict[str, bool], scales
             identifier(group.id("tradeoff"), cost), f"{group.title}: {entry.label} against {price.label}",
             f"Up and left is better. {finding}", f"{entry.symbol} against {price.symbol}",
             axis_over(label, across, better_low=price.direction == "higher", margin=_MARGIN),
-            axis_over(_label(entry, scales[quality]), upright, better_low=entry.direction == "lower", margin=_MARGIN),
+            axis_over(_label(entry, scales[worth]), upright, better_low=entry.direction == "lower", margin=_MARGIN),
             points,
         ), price.label, finding,
     )  # fmt: skip

@@ -41,6 +41,30 @@ def test_fronts_follow_from_the_figures(evidence) -> None:
             assert named == front
 
 
+def test_speed_is_traded_where_there_is_no_quality(evidence) -> None:
+    random_weights = [
+        replace(line, value=None, rank=None) if line.metric in metrics.QUALITY else line for line in evidence.ranking
+    ]
+    for figure in tradeoffs.trade_offs(replace(evidence, ranking=random_weights)):
+        speed = metrics.metric(metrics.THROUGHPUT[figure.group.axis])
+        assert figure.heads[0].startswith(speed.label)
+        assert len(figure.panels) == 2
+        assert all(speed.label in panel.svg for panel in figure.panels)
+        assert figure.note is not None
+    assert all(figure.note is None for figure in tradeoffs.trade_offs(evidence))
+
+
+def test_cells_without_a_curve_stand_together_where_their_reason_is_one(evidence) -> None:
+    reasons = {
+        ("tune", "lora-small"): "out of memory",
+        ("pretrain", "mqa"): "not trained",
+        ("pretrain", "nsa"): "not trained",
+    }
+    texts = [text for text, _ in Page(render(replace(evidence, without_curve=reasons))).texts]
+    assert "MQA and NSA: not trained" in texts
+    assert "LoRA (small model): out of memory" in texts
+
+
 def test_quality_per_joule_is_right_tokens_per_joule(evidence) -> None:
     results = [result for result in evidence.results if result.axis == "quantize" and result.size == "medium"]
     by_key = {(result.technique, result.metric): result for result in results}
