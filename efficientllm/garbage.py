@@ -11,9 +11,8 @@ def existing_objects_exempt() -> Iterator[None]:
 
     The libraries and `torch.compile` leave hundreds of thousands of objects behind. A full collection looks through all
     of them: 0.25 s and more in which no kernel is launched, as long as several training steps, and which of the compared
-    windows it falls into is chance.
+    windows it falls into is chance. Garbage that waits to be collected waits until the end.
     """
-    gc.collect()
     gc.freeze()
     try:
         yield

@@ -1,5 +1,6 @@
 """A training run from its first step, or its last checkpoint, to its artifact and its telemetry."""
 
+import gc
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
@@ -30,6 +31,7 @@ def train(
         save: Writes the model's artifact.
     """
     trainer.compile_ahead()
+    gc.collect()  # or what was dropped while the model was built would be kept for the whole training
     meter = EnergyMeter(trainer.device)
     others = trainer.world
     with existing_objects_exempt(), meter.running() as reading:
