@@ -55,6 +55,37 @@ def recurrent_delta_rule(
     return torch.stack(outputs, dim=1), state
 
 
+def delta_rule_step(
+    r: torch.Tensor,
+    log_w: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    state_bhdd: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Computes one token of `recurrent_delta_rule`, as decoding does, by element; see `state_space.recurrent_step`.
+
+    Args:
+        r: Receptance `[B, H, D]`, as are the others.
+        log_w: Logarithms of the decays.
+        k: Key.
+        v: Value.
+        a: Vector read.
+        b: Vector written.
+        state_bhdd: State before the token.
+
+    Returns:
+        Output `[B, H, D]` and the state after the token, both float32, or float64 where `r` is.
+    """
+    dtype = torch.promote_types(r.dtype, torch.float32)
+    r, w, k, a, b = (x.to(dtype).unsqueeze(-2) for x in (r, log_w.to(dtype).exp(), k, a, b))
+    state = state_bhdd.to(dtype)
+    read = (state * a).sum(dim=-1, keepdim=True)
+    state = state * w + read * b + v.to(dtype).unsqueeze(-1) * k
+    return (state * r).sum(dim=-1), state
+
+
 def chunked_delta_rule(
     r: torch.Tensor,
     log_w: torch.Tensor,

@@ -45,6 +45,33 @@ def recurrent_scan(
     return torch.stack(outputs, dim=1), state
 
 
+def recurrent_step(
+    x_bhp: torch.Tensor,
+    log_decay_bh: torch.Tensor,
+    b_bgn: torch.Tensor,
+    c_bgn: torch.Tensor,
+    state_bhpn: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Computes one token of `recurrent_scan`, as decoding does, in one pass over the state where it is compiled.
+
+    By element, for matrix products with one column would each write out or read a tensor as large as the state.
+
+    Args:
+        x_bhp: Input, scaled by its step size.
+        log_decay_bh: Logarithms of the decays.
+        b_bgn: Input vector of each group of heads.
+        c_bgn: Output vector of each group of heads.
+        state_bhpn: State before the token.
+
+    Returns:
+        Output `[B, H, P]` and the state after the token, both float32.
+    """
+    heads_per_group = x_bhp.shape[1] // b_bgn.shape[1]
+    b, c = (v.float().repeat_interleave(heads_per_group, dim=1).unsqueeze(-2) for v in (b_bgn, c_bgn))
+    state = log_decay_bh.float().exp()[..., None, None] * state_bhpn + x_bhp.float().unsqueeze(-1) * b
+    return (state * c).sum(dim=-1), state
+
+
 def chunked_scan(
     x_bthp: torch.Tensor,
     log_decay_bth: torch.Tensor,

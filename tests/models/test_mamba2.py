@@ -7,7 +7,7 @@ from efficientllm.errors import CellFailure, ParameterError
 from efficientllm.models.build import build_decoder
 from efficientllm.models.components import component
 from efficientllm.models.interfaces import Span
-from efficientllm.models.state_space import chunked_scan, recurrent_scan
+from efficientllm.models.state_space import chunked_scan, recurrent_scan, recurrent_step
 from tests.models.conftest import config_of
 
 OPTIONS = {"expand": 2, "head_dim": 16, "state_size": 8, "groups": 2, "chunk": 8}
@@ -44,6 +44,14 @@ def test_chunks_equal_the_recurrence(length, chunk):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_a_step_is_a_token_of_the_recurrence():
+    x, log_decay, b, c, state = (tensor.detach() for tensor in inputs(1))
+    outputs, last = recurrent_scan(x, log_decay, b, c, state)
+    output, after = recurrent_step(x[:, 0], log_decay[:, 0], b[:, 0], c[:, 0], state)
+    torch.testing.assert_close(output, outputs[:, 0])
+    torch.testing.assert_close(after, last)
 
 
 def test_strong_decay_stays_finite():

@@ -17,6 +17,7 @@ from efficientllm.models.delta_rule import (
     AffineScan,
     UnitLowerInverse,
     chunked_delta_rule,
+    delta_rule_step,
     recurrent_delta_rule,
     two_level_scan,
 )
@@ -80,6 +81,14 @@ def test_chunks_equal_the_recurrence_in_double_precision(repeated):
     for plain, chunked in zip(*results, strict=True):
         assert chunked.dtype == torch.float64
         torch.testing.assert_close(chunked, plain, rtol=1e-8, atol=1e-8)
+
+
+def test_a_step_is_a_token_of_the_recurrence():
+    *tokens, state = (tensor.detach() for tensor in inputs(1))
+    outputs, last = recurrent_delta_rule(*tokens, state)
+    output, after = delta_rule_step(*(tensor[:, 0] for tensor in tokens), state)
+    torch.testing.assert_close(output, outputs[:, 0])
+    torch.testing.assert_close(after, last)
 
 
 @pytest.mark.parametrize("chunk", [64, 128])

@@ -18,7 +18,7 @@ from efficientllm.errors import ParameterError
 from efficientllm.models.config import DecoderConfig
 from efficientllm.models.interfaces import LayerState, Mixer, Span
 from efficientllm.models.norms import RMSNorm
-from efficientllm.models.state_space import chunked_scan, recurrent_scan
+from efficientllm.models.state_space import chunked_scan, recurrent_scan, recurrent_step
 
 
 class Mamba2Options(Section):
@@ -94,7 +94,10 @@ class Mamba2(Mixer):
         initial = None if state is None else state["state"]
         # autocast would cast the decays; every product below has the type that its inputs ask for
         with torch.autocast(hidden_btc.device.type, enabled=False):
-            if length > 1 and self.runs_fast(hidden_btc.device):
+            if length == 1 and initial is not None:
+                y, last = recurrent_step(scaled[:, 0], log_decay[:, 0], b[:, 0], c[:, 0], initial)
+                y = y.unsqueeze(1)
+            elif length > 1 and self.runs_fast(hidden_btc.device):
                 y, last = chunked_scan(scaled, log_decay, b, c, initial, chunk=self.options.chunk)
             else:
                 y, last = recurrent_scan(scaled, log_decay, b, c, initial)

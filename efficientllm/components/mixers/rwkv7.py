@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from efficientllm.config.schema import Section
 from efficientllm.errors import ParameterError
 from efficientllm.models.config import DecoderConfig
-from efficientllm.models.delta_rule import chunked_delta_rule, recurrent_delta_rule
+from efficientllm.models.delta_rule import chunked_delta_rule, delta_rule_step, recurrent_delta_rule
 from efficientllm.models.interfaces import LayerState, Mixer, Span
 from efficientllm.models.token_shift import shifted_difference
 
@@ -159,13 +159,15 @@ class RWKV7TimeMixing(Mixer):
             removal = removal * real_bt[:, :, None, None]
         r, log_w, k, v, rate = (x.view(batch, length, self.heads, -1) for x in (r, log_w, k, v, rate))
         initial = None if state is None else state["state"]
+        tokens = (r, log_w, k, v, -removal, removal * rate)
         with torch.autocast(hidden_btc.device.type, enabled=False):
-            if length > 1 and self.runs_fast(hidden_btc.device):
-                y, last = chunked_delta_rule(
-                    r, log_w, k, v, -removal, removal * rate, initial, chunk=self.options.chunk
-                )
+            if length == 1 and initial is not None:
+                r1, w1, k1, v1, a1, b1 = (x.squeeze(1) for x in tokens)
+                y, last = delta_rule_step(r1, w1, k1, v1, a1, b1, initial)
+            elif length > 1 and self.runs_fast(hidden_btc.device):
+                y, last = chunked_delta_rule(*tokens, initial, chunk=self.options.chunk)
             else:
-                y, last = recurrent_delta_rule(r, log_w, k, v, -removal, removal * rate, initial)
+                y, last = recurrent_delta_rule(*tokens, initial)
         if state is not None:
             state["state"].copy_(last)
         scale, shift = self.norm.weight.to(y.dtype), self.norm.bias.to(y.dtype)
