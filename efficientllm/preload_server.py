@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import importlib
+import importlib.util
 import json
 import os
 import selectors
@@ -126,12 +127,11 @@ def _import_for_gpu() -> None:
 def _start_compiling_processes() -> None:
     """Starts the processes in which torch.compile compiles kernels at once, while the stage loads its model.
 
-    Importing the compiler does so, except in the server. They take seconds to come up, in which kernels are compiled one by
-    one. Without Triton, as on a CPU, nothing is started.
+    They take seconds to come up, and until then kernels are compiled one by one. Without Triton, as on a CPU, there are none.
     """
     compiler = sys.modules.get("torch._inductor.async_compile")
-    if compiler is not None and hasattr(compiler, "maybe_warm_pool"):  # PyTorch's own, and not public
-        compiler.maybe_warm_pool()
+    if compiler is not None and importlib.util.find_spec("triton") is not None:
+        compiler.AsyncCompile.use_process_pool()  # as a compilation does; it answers whether they are up, and starts them
 
 
 def _compute_capabilities() -> list[tuple[int, int]]:

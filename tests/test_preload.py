@@ -258,15 +258,18 @@ def test_libraries_that_would_initialise_the_gpu_are_found_in_a_forked_process(m
     assert not preload_server._forked_process_can_compute()
 
 
-def test_kernels_are_compiled_in_parallel_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    from torch._inductor import async_compile
+@pytest.mark.parametrize("triton", [True, False])
+def test_kernels_are_compiled_in_parallel_from_the_start(monkeypatch: pytest.MonkeyPatch, triton: bool) -> None:
+    from torch._inductor.async_compile import AsyncCompile
 
     started: list[bool] = []
-    monkeypatch.setattr(async_compile, "maybe_warm_pool", lambda: started.append(True))
+    monkeypatch.setattr(AsyncCompile, "use_process_pool", lambda: started.append(True))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name if triton else None)
     preload_server._start_compiling_processes()
+    assert started == [True] * triton
     monkeypatch.delitem(sys.modules, "torch._inductor.async_compile")
     preload_server._start_compiling_processes()
-    assert started == [True]
+    assert started == [True] * triton
 
 
 def test_gpu_tells_its_capability_without_being_initialised(monkeypatch: pytest.MonkeyPatch) -> None:
