@@ -65,7 +65,9 @@ def units(needed_by_stage: Mapping[str, Sequence[str]]) -> list[Unit]:
         needed_by_stage: For each stage the stages whose outputs it reads.
 
     Returns:
-        Units without the opening and the closing stages, in an order in which they could run.
+        Units without the opening and the closing stages, in an order in which they could run: chains of units that need one
+        another stand at both ends and what stands alone between them, so that two workers, one from each end, begin
+        with what takes longest to follow.
     """
     # a cell is measured as soon as it is made, not after all of its kind
     first = sorted(needed_by_stage, key=lambda name: not name.startswith(_MEASURING))
@@ -77,7 +79,13 @@ def units(needed_by_stage: Mapping[str, Sequence[str]]) -> list[Unit]:
     for stage in order:
         if stage not in (*OPENING, *CLOSING):
             grouped.setdefault(_unit_of(stage), []).append(stage)
-    return [_unit(name, stages, order, above) for name, stages in grouped.items()]
+    alone, chains = list[Unit](), list[list[Unit]]()
+    for chain in _chains([_unit(name, stages, order, above) for name, stages in grouped.items()]):
+        if len(chain) > 1:
+            chains.append(chain)
+        else:
+            alone += chain
+    return [unit for part in (*chains[:-1], alone, *chains[-1:]) for unit in part]
 
 
 def runnable(
@@ -89,6 +97,16 @@ def runnable(
         return stage in failed or any(lost(needed) for needed in needed_by_stage[stage])
 
     return [stage for stage in stages if not lost(stage)]
+
+
+def _chains(every: Sequence[Unit]) -> list[list[Unit]]:
+    """Groups units that need one another, directly or through others; the order within a group stays."""
+    groups: list[list[Unit]] = []
+    for unit in every:
+        linked = [group for group in groups if any(other.name in unit.needs for other in group)]
+        together = [other for group in linked for other in group] + [unit]
+        groups = [group for group in groups if group not in linked] + [together]
+    return sorted(groups, key=lambda group: every.index(group[0]))
 
 
 def _ordered(stages: Collection[str], needed_by_stage: Mapping[str, Sequence[str]]) -> list[str]:

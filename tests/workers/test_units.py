@@ -45,6 +45,27 @@ def test_what_is_ranked_together_is_one_unit_and_measured_as_soon_as_it_is_made(
     assert quantize.ancestors == ("prepare", "pretrain@dense_small", "base@small", "tune@lora-small")
 
 
+def test_what_stands_alone_is_between_the_chains() -> None:
+    sizes = {
+        stage.replace("small", size): [needed.replace("small", size) for needed in needs]
+        for size in ("small", "medium", "large")
+        for stage, needs in NEEDED.items()
+        if "replicate" not in stage
+    }
+    sizes["pretrain@nsa"] = sizes["measure_pretrain@nsa"] = ["prepare"]
+    found = units(sizes)
+    assert [unit.name for unit in found] == [
+        "pretrain@dense_small", "base@small", "tune@*-small", "quantize@*-small",
+        "pretrain@dense_medium", "base@medium", "tune@*-medium", "quantize@*-medium",
+        "pretrain@mqa", "pretrain@nsa",
+        "pretrain@dense_large", "base@large", "tune@*-large", "quantize@*-large",
+    ]  # fmt: skip
+    schedule = Schedule(found, sizes)
+    taken = schedule.take(first=False)
+    assert taken is not None
+    assert taken.name == "pretrain@dense_large", "or the others of its chain would wait until the end"
+
+
 def test_every_stage_runs_after_what_it_needs() -> None:
     for unit in units(NEEDED):
         order = ["probe", *unit.ancestors, *unit.stages]
@@ -57,7 +78,7 @@ def test_one_worker_takes_the_first_unit_that_can_run_the_other_the_last() -> No
     one, two = schedule.take(first=True), schedule.take(first=False)
     assert one is not None
     assert two is not None
-    assert (one.name, two.name) == ("pretrain@dense_small", "pretrain@mqa")
+    assert (one.name, two.name) == ("pretrain@mqa", "pretrain@dense_small")
     waiting: list[str] = []
 
     def take() -> None:
@@ -66,10 +87,10 @@ def test_one_worker_takes_the_first_unit_that_can_run_the_other_the_last() -> No
 
     waiter = threading.Thread(target=take)
     waiter.start()
-    assert schedule.end(two) == 1
+    assert schedule.end(one) == 1
     waiter.join(0.2)
     assert waiter.is_alive(), "all that is left needs the base"
-    schedule.end(one)
+    schedule.end(two)
     waiter.join(10)
     assert waiting == ["base@small"]
 
