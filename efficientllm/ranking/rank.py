@@ -5,6 +5,10 @@ from dataclasses import dataclass
 
 from efficientllm.metrics import Direction
 
+RESOLUTION = 0.001
+"""Least width of an interval, as a share of the value: repeats in one process can agree to the last byte where another
+process would not, and a difference that no table shows is no reason to rank one row before another."""
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -24,8 +28,14 @@ class Estimate:
 
     def overlaps(self, other: "Estimate") -> bool:
         """Says whether the two closed intervals share a point; see `ties` for what an interval is here."""
-        (low, high), (other_low, other_high) = self.bounds(), other.bounds()
+        (low, high), (other_low, other_high) = self._resolved(), other._resolved()
         return low <= other_high and other_low <= high
+
+    def _resolved(self) -> tuple[float, float]:
+        """Returns the ends of the interval, at least `RESOLUTION` of the value wide where there is one."""
+        low, high = self.bounds()
+        half = 0.0 if self.low is None and self.high is None else RESOLUTION / 2 * abs(self.value)
+        return min(low, self.value - half), max(high, self.value + half)
 
     def bounds(self) -> tuple[float, float]:
         """Returns the ends of the interval, extended to the point estimate; the estimate itself where there is none."""
@@ -53,10 +63,10 @@ def ranks(values: Sequence[float | None], direction: Direction) -> list[int | No
 def ties(estimates: Sequence[Estimate | None]) -> list[tuple[int, ...]]:
     """Lists, for each row, the rows that it is tied with.
 
-    Two rows are tied when their 95 % intervals share at least one point. A value without an interval counts as an
-    interval of zero width, and an interval that leaves out its own point estimate is extended to it; so rows with equal
-    values are always tied. Being tied is not transitive: A and B, and B and C, may be tied while A and C are not. A tie
-    does not change a rank, which is that of the point estimate.
+    Two rows are tied when their 95 % intervals share at least one point. An interval is at least `RESOLUTION` of its value
+    wide, a value without an interval counts as one of zero width, and an interval that leaves out its own point estimate
+    is extended to it; so rows with equal values are always tied. Being tied is not transitive: A and B, and B and C, may
+    be tied while A and C are not. A tie does not change a rank, which is that of the point estimate.
 
     Args:
         estimates: The rows of one group and metric; None where a row has no value, which is never tied.

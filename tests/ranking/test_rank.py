@@ -65,6 +65,9 @@ def test_ties_are_overlapping_intervals_and_not_transitive() -> None:
         (Estimate(1.0, 0.9, 1.1), Estimate(1.2, 1.11, 1.3), False),
         (Estimate(1.0), Estimate(1.0), True),
         (Estimate(1.0), Estimate(1.0000001), False),
+        (Estimate(14.6003, 14.6003, 14.6004), Estimate(14.5998, 14.5998, 14.5998), True),  # no table shows a difference
+        (Estimate(14.6003, 14.6003, 14.6004), Estimate(14.62, 14.62, 14.62), False),
+        (Estimate(-14.6003, -14.6004, -14.6003), Estimate(-14.5998, -14.5998, -14.5998), True),
         (Estimate(1.0), Estimate(1.2, 0.95, 1.3), True),  # a bare value inside an interval
         (Estimate(2.0, 0.9, 1.1), Estimate(1.5), True),  # an interval reaches at least to its own estimate
     ],
