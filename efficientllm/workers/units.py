@@ -79,13 +79,10 @@ def units(needed_by_stage: Mapping[str, Sequence[str]]) -> list[Unit]:
     for stage in order:
         if stage not in (*OPENING, *CLOSING):
             grouped.setdefault(_unit_of(stage), []).append(stage)
-    alone, chains = list[Unit](), list[list[Unit]]()
-    for chain in _chains([_unit(name, stages, order, above) for name, stages in grouped.items()]):
-        if len(chain) > 1:
-            chains.append(chain)
-        else:
-            alone += chain
-    return [unit for part in (*chains[:-1], alone, *chains[-1:]) for unit in part]
+    groups = _chains([_unit(name, stages, order, above) for name, stages in grouped.items()])
+    alone = [group for group in groups if len(group) == 1]
+    chains = [group for group in groups if len(group) > 1]
+    return [unit for group in (*chains[:-1], *alone, *chains[-1:]) for unit in group]
 
 
 def runnable(
