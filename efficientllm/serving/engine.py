@@ -27,10 +27,6 @@ from efficientllm.serving.graphs import RecordingError, Step, record
 _COMPARED, _TRIES = 5, 5
 """Steps that are tried compiled, the prompt and four tokens, and how often those tokens are timed beside uncompiled ones."""
 
-# the first makes the compiler write products with a single row by itself, and measure several launches of each kernel; by
-# the second a kernel is set up while the one before it ends (programmatic dependent launch, where the device has it)
-_SINGLE_SEQUENCE_OPTIONS: dict[str, Any] = {"coordinate_descent_tuning": True, "triton.enable_pdl": True}
-
 PASS_TOKENS = 32768
 """Prompt tokens, over the whole batch, that are computed in one pass; longer prompts take several, as servers do."""
 
@@ -166,11 +162,12 @@ class GreedyEngine:
     def _compile(self, steps: Sequence[Step]) -> str | None:
         """Has decoding run compiled from now on, or says why not."""
         single = self._prompts.shape[0] == 1
-        obstacle = self._decoder.compile_decoding(_SINGLE_SEQUENCE_OPTIONS if single else None)
+        options = _single_sequence_options() if single else None
+        obstacle = self._decoder.compile_decoding(options)
         if obstacle is not None:
             return obstacle
         if single:
-            self._project = torch.compile(self._decoder.project, dynamic=True, options=_SINGLE_SEQUENCE_OPTIONS)
+            self._project = torch.compile(self._decoder.project, dynamic=True, options=options)
         self._most_likely = torch.compile(_most_likely, dynamic=True)
         try:
             for step in steps[:_COMPARED]:
@@ -225,3 +222,15 @@ class GreedyEngine:
 
 def _most_likely(logits_bv: torch.Tensor) -> torch.Tensor:
     return logits_bv.argmax(dim=-1)  # PyTorch's kernel has one row of a large vocabulary read by a single block
+
+
+def _single_sequence_options() -> dict[str, Any]:
+    from efficientllm.serving.single_row import SingleRowProducts  # which brings the compiler
+
+    return {
+        # the compiler writes products with a single row by itself, and measures several launches of each kernel
+        "coordinate_descent_tuning": True,
+        "post_grad_custom_pre_pass": SingleRowProducts(),
+        # a kernel is set up while the one before it ends (programmatic dependent launch, where the device has it)
+        "triton.enable_pdl": True,
+    }

@@ -11,6 +11,7 @@ from efficientllm.models.decoder import Decoder
 from efficientllm.quantization.precision import precision
 from efficientllm.serving.engine import GreedyEngine
 from efficientllm.serving.graphs import RecordingError
+from efficientllm.serving.single_row import SingleRowProducts
 from tests.models.conftest import FAMILIES
 
 RECORDED = "CUDA graphs, one per position; decoding compiled block by block"
@@ -215,6 +216,8 @@ def test_products_with_a_vector_are_left_to_the_compiler(
     with torch.inference_mode():
         assert engine._compile(engine_steps(engine)) is None
     assert torch.equal(engine.generate(prompts).tokens, expected)
+    rewriting = [options.pop("post_grad_custom_pre_pass", None) for _, options in asked]
+    assert all(isinstance(made, SingleRowProducts) == (batch == 1) for made in rewriting[: decoder.config.layers])
     tuned = {"coordinate_descent_tuning": True, "triton.enable_pdl": True}
     blocks = [("block", tuned if batch == 1 else {})] * decoder.config.layers
     head = [("project", tuned)] if batch == 1 else []
