@@ -82,6 +82,12 @@ def test_the_front_is_named_marked_and_joined() -> None:
     assert figure.count("stroke-dasharray") == 1
 
 
+def test_a_name_left_of_its_mark_ends_there_whatever_the_font() -> None:
+    root = ElementTree.fromstring(a_trade_off([*some_points(), Point("MoE medium x8", 3, 9.0, 2.0, None, None, True)]))
+    anchors = {element.text: element.get("text-anchor") for element in root.iter() if element.tag == "text"}
+    assert anchors["MoE medium x8"] == "end", "it is at the right edge"
+
+
 def test_up_and_left_is_better() -> None:
     axis = axis_over("loss", [1.0, 3.0], better_low=True)
     assert axis.share(1.0) > axis.share(3.0)
