@@ -218,7 +218,7 @@ class Worker(threading.Thread):
             failed = ""
             assert process.stdout is not None
             for line in process.stdout:
-                log.write(line)
+                log.write(f"{time.strftime('%H:%M:%S')} {line}")
                 log.flush()
                 if (running := _RUNNING.search(line)) is not None:
                     print(f"{self.name}: {running[1]}", flush=True)

@@ -64,7 +64,7 @@ class Project:
     @staticmethod
     def stages_run(output: str) -> list[str]:
         """Names of the stages that DVC says it ran."""
-        return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
+        return [line.split("'")[1] for line in output.splitlines() if "Running stage '" in line]
 
 
 def working_copy(destination: Path) -> Project:
