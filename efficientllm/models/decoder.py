@@ -61,7 +61,8 @@ class Decoder(nn.Module):
         self.lm_head = None
         if not config.tie_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocabulary_size, bias=False)
-        self.reset_parameters()
+        if not self.embed_tokens.weight.is_meta:  # there is nothing to draw there, which takes PyTorch its time
+            self.reset_parameters()
 
     def blocks(self) -> list[Block]:
         """Lists the residual blocks."""
