@@ -11,6 +11,9 @@ from efficientllm.data.prompts import EncodedQuestion
 from efficientllm.models.decoder import Decoder
 from efficientllm.training.losses import token_losses
 
+_ANSWERS = 256
+"""Answers that are computed together behind their prompts, each of which has a copy of its prompt's cache."""
+
 
 @dataclass(frozen=True)
 class TaskScores:
@@ -76,26 +79,36 @@ def _candidate_losses(
     candidates = len(questions[0].answers)
     width = max(len(question.prompt) for question in questions)
     answers = [answer for question in questions for answer in question.answers]
-    length = max(len(answer) for answer in answers)
     prompts = torch.full((len(questions), width), pad_token)
     mask = torch.zeros(len(questions), width, dtype=torch.bool)
     for row, question in enumerate(questions):
         prompts[row, width - len(question.prompt) :] = torch.tensor(question.prompt)
         mask[row, width - len(question.prompt) :] = True
-    labels = torch.full((len(answers), length), IGNORED)
+    padding = None if bool(mask.all()) else mask.to(device)
+    cache = decoder.new_cache(len(questions), width + max(len(answer) for answer in answers))
+    hidden = decoder.hidden_states(prompts.to(device), cache=cache, padding_mask=padding)
+    first = decoder.project(hidden[:, -1:])
+    losses, greedy = np.zeros(len(answers)), np.zeros(len(answers), dtype=bool)
+    # answers of like length share a batch, so that little of it is padding
+    rows = sorted(range(len(answers)), key=lambda row: len(answers[row]))
+    for start in range(0, len(rows), _ANSWERS):
+        taken = rows[start : start + _ANSWERS]
+        asked = torch.tensor([row // candidates for row in taken], device=device)
+        labels = _padded([answers[row] for row in taken]).to(device)
+        inputs = labels.masked_fill(labels == IGNORED, pad_token)[:, :-1]
+        logits = first[asked]
+        if inputs.shape[1]:
+            logits = torch.cat([logits, decoder(inputs, cache=cache.take(asked)).logits], dim=1)
+        losses[taken] = token_losses(logits, labels).double().sum(dim=1).cpu().numpy()
+        greedy[taken] = ((logits.argmax(dim=-1) == labels) | (labels == IGNORED)).all(dim=1).cpu().numpy()
+    shape = (len(questions), candidates)
+    lengths = np.array([len(answer) for answer in answers])
+    return losses.reshape(shape), lengths.reshape(shape), greedy.reshape(shape)
+
+
+def _padded(answers: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Stacks token ids `[answers, longest]`; what lies behind an answer bears no loss."""
+    labels = torch.full((len(answers), max(len(answer) for answer in answers)), IGNORED)
     for row, answer in enumerate(answers):
         labels[row, : len(answer)] = torch.tensor(answer)
-    padding = None if bool(mask.all()) else mask.to(device)
-    cache = decoder.new_cache(len(questions), width + length)
-    hidden = decoder.hidden_states(prompts.to(device), cache=cache, padding_mask=padding)
-    first = decoder.project(hidden[:, -1:]).repeat_interleave(candidates, dim=0)
-    cache = cache.repeat(candidates)
-    labels = labels.to(device)
-    inputs = labels.masked_fill(labels == IGNORED, pad_token)[:, :-1]
-    rest = decoder(inputs, cache=cache).logits if length > 1 else first[:, :0]
-    logits = torch.cat([first, rest], dim=1)
-    losses = token_losses(logits, labels).double().sum(dim=1)
-    lengths = (labels != IGNORED).sum(dim=1)
-    greedy = ((logits.argmax(dim=-1) == labels) | (labels == IGNORED)).all(dim=1)
-    shape = (len(questions), candidates)
-    return losses.view(shape).cpu().numpy(), lengths.view(shape).cpu().numpy(), greedy.view(shape).cpu().numpy()
+    return labels

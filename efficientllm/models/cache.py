@@ -78,15 +78,19 @@ class DecodingCache:
                     tensor.zero_()
         self.length, self.padding_mask_bs = 0, None
 
-    def repeat(self, n: int) -> "DecodingCache":
-        """Returns a new cache in which each sequence stands n times in a row."""
+    def take(self, indices: torch.Tensor) -> "DecodingCache":
+        """Returns a new cache of some sequences, each as often as it is named.
 
-        def repeated(state: LayerState) -> LayerState:
-            return {name: tensor.repeat_interleave(n, dim=0) for name, tensor in state.items()}
+        Args:
+            indices: One index per sequence of the new cache, on the cache's device.
+        """
 
-        blocks = [BlockState(repeated(block.mixer), repeated(block.feedforward)) for block in self.blocks]
-        mask = None if self.padding_mask_bs is None else self.padding_mask_bs.repeat_interleave(n, dim=0)
-        return DecodingCache(blocks, self.batch_size * n, self.max_length, self.length, mask)
+        def taken(state: LayerState) -> LayerState:
+            return {name: tensor.index_select(0, indices) for name, tensor in state.items()}
+
+        blocks = [BlockState(taken(block.mixer), taken(block.feedforward)) for block in self.blocks]
+        mask = None if self.padding_mask_bs is None else self.padding_mask_bs.index_select(0, indices)
+        return DecodingCache(blocks, len(indices), self.max_length, self.length, mask)
 
     def nbytes(self) -> int:
         """Returns the allocated bytes of all layers' states."""

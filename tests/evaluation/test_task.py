@@ -45,7 +45,12 @@ def random_questions(count: int) -> list[EncodedQuestion]:
     ]
 
 
-def test_scores_equal_whole_sequence_likelihoods(decoder: Decoder) -> None:
+@pytest.mark.parametrize("together", [3, 256])
+def test_scores_equal_whole_sequence_likelihoods(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch, together: int
+) -> None:
+    """However many answers are computed together."""
+    monkeypatch.setattr("efficientllm.evaluation.task._ANSWERS", together)
     questions = random_questions(17)
     scores = score_questions(decoder, questions, batch_size=4, pad_token=0, device=torch.device("cpu"))
     for index, question in enumerate(questions):

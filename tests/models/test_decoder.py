@@ -98,7 +98,7 @@ def test_cache_reorder_and_repeat(make_decoder, tokens, family):
     cache = decoder.new_cache(3, 20)
     decoder(tokens, cache=cache, padding_mask=mask)
     following = torch.randint(61, (6, 2), generator=torch.Generator().manual_seed(2))
-    repeated = cache.repeat(2)
+    repeated = cache.take(torch.tensor([0, 0, 1, 1, 2, 2]))
     found = decoder(following, cache=repeated).logits
     whole = torch.cat([tokens.repeat_interleave(2, 0), following], dim=1)
     whole_mask = torch.cat([mask.repeat_interleave(2, 0), torch.ones(6, 2, dtype=torch.bool)], dim=1)

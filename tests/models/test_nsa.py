@@ -201,12 +201,12 @@ def test_long_padded_decoding(make_decoder):
 
 
 @torch.no_grad()
-def test_cache_reorder_and_repeat(make_decoder):
+def test_cache_reorder_and_take(make_decoder):
     decoder = make_decoder(**NSA)
     ids = torch.randint(61, (3, 40), generator=torch.Generator().manual_seed(6))
     cache = decoder.new_cache(3, 44)
     decoder(ids[:, :37], cache=cache)
-    doubled, order = cache.repeat(2), torch.tensor([2, 1, 1])
+    doubled, order = cache.take(torch.tensor([0, 0, 1, 1, 2, 2])), torch.tensor([2, 1, 1])
     full = decoder(ids).logits[:, 37:]
     found = decoder(ids[:, 37:].repeat_interleave(2, 0), cache=doubled).logits
     torch.testing.assert_close(found, full.repeat_interleave(2, 0), rtol=0, atol=1e-4)

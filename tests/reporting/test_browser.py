@@ -119,7 +119,9 @@ def shown_rows(page, axis: str) -> list[str]:
 
 def test_every_column_of_the_ranking_fits_a_laptop(page) -> None:
     page.set_viewport_size({"width": 1280, "height": 800})
-    widths = page.locator("#ranking .scroll").evaluate_all("boxes => boxes.map(box => [box.scrollWidth, box.clientWidth])")
+    widths = page.locator("#ranking .scroll").evaluate_all(
+        "boxes => boxes.map(box => [box.scrollWidth, box.clientWidth])"
+    )
     assert len(widths) == 3
     assert all(needed <= given for needed, given in widths), "the score would cover the average rank"
 
