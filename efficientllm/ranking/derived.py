@@ -81,7 +81,10 @@ def _added(record: Record, curves: Mapping[str, Curve], root: Path) -> Record:
     target = [loss for loss in curves[reference].validation_loss if loss is not None][-1]
     joules = joules_to_reach(curves[record.cell], target)
     if joules is None:
-        return _missing(record, f"its validation loss stayed above {target:.4g}, or no energy was read")
+        reached = any(loss is not None and loss <= target for loss in curves[record.cell].validation_loss)
+        return _missing(
+            record, "its training read no energy" if reached else f"its validation loss stayed above {target:.4g}"
+        )
     known = metric(_KEY)
     value = Value(
         value=joules, unit=known.unit, direction=known.direction, source=hardware["energy_source"], n=1,

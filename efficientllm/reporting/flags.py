@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from efficientllm import metrics
 from efficientllm.ranking.results import Result
 from efficientllm.reporting.evidence import Evidence
-from efficientllm.reporting.groups import cell_labels
+from efficientllm.reporting.groups import cell_labels, cells_listing
 from efficientllm.reporting.text import listing, number
 
 _DOUBT = "DOUBTFUL: "
@@ -59,14 +59,12 @@ def flags(evidence: Evidence) -> list[Flag]:
             noisy.setdefault((result.axis, result.cell), []).append(text)
     listed = []
     for (axis, reason), cells in doubtful.items():
-        listed.append(Flag("doubtful", reason, _labels(evidence, axis, cells), listing(_united(cells.values()))))
+        listed.append(
+            Flag("doubtful", reason, cells_listing(evidence.rows, axis, cells), listing(_united(cells.values())))
+        )
     for (axis, cell), texts in noisy.items():
-        listed.append(Flag("noisy", "repeats vary by", _labels(evidence, axis, [cell]), listing(texts)))
+        listed.append(Flag("noisy", "repeats vary by", cell_labels(evidence.rows, axis, cell), listing(texts)))
     return listed
-
-
-def _labels(evidence: Evidence, axis: str, cells: Iterable[str]) -> str:
-    return listing(cell_labels(evidence.rows, axis, cell) for cell in cells)
 
 
 def _united(columns: Iterable[list[str]]) -> list[str]:

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from efficientllm import metrics, registry
 from efficientllm.ranking.results import Result
 from efficientllm.reporting.evidence import Evidence
-from efficientllm.reporting.groups import cell_labels
-from efficientllm.reporting.text import listing
+from efficientllm.reporting.groups import cells_listing
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Gaps:
             gap = Gap(
                 id=f"gap-{len(self._listed) + 1}",
                 axis=registry.AXIS_LABELS[axis],
-                labels=listing(cell_labels(evidence.rows, axis, cell) for cell in cells),
+                labels=cells_listing(evidence.rows, axis, cells),
                 metrics=[metrics.metric(key).label for key in absent],
                 whole_cell=all(evidence.records[axis, cell].status == "failed" for cell in cells),
                 reason=reason,

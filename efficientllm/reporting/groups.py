@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from efficientllm import registry
 from efficientllm.ranking.results import Ranked, Result
 from efficientllm.reporting.evidence import Evidence
-from efficientllm.reporting.text import identifier
+from efficientllm.reporting.text import identifier, listing
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,27 @@ def groups_of(evidence: Evidence) -> list[Group]:
 
 def cell_labels(rows: Iterable[registry.Row], axis: str, cell: str) -> str:
     """Names all rows that a cell serves, such as "GQA / RoPE / Transformer", with the size where it has groups per size."""
+    name, size = _name(rows, axis, cell)
+    return f"{name} ({size})" if size else name
+
+
+def cells_listing(rows: Iterable[registry.Row], axis: str, cells: Iterable[str]) -> str:
+    """Names several cells in a phrase, those that are there at the same sizes together: "LoRA and DoRA (small model)"."""
+    rows, sizes = list(rows), dict[str, list[str]]()
+    for cell in cells:
+        name, size = _name(rows, axis, cell)
+        sizes.setdefault(name, []).append(size)
+    names: dict[str, list[str]] = {}
+    for name, found in sizes.items():
+        names.setdefault(listing(size for size in found if size), []).append(name)
+    return "; ".join(f"{listing(alike)} ({where})" if where else listing(alike) for where, alike in names.items())
+
+
+def _name(rows: Iterable[registry.Row], axis: str, cell: str) -> tuple[str, str]:
+    """The rows that a cell serves, and its size, empty where the axis has no groups per size."""
     serving = [row for row in rows if (row.axis, row.cell) == (axis, cell)]
-    suffix = f" ({serving[0].group_label.lower()})" if axis != "pretrain" else ""
-    return " / ".join(dict.fromkeys(row.label for row in serving)) + suffix
+    size = serving[0].group_label.lower() if axis != "pretrain" else ""
+    return " / ".join(dict.fromkeys(row.label for row in serving)), size
 
 
 def axes_of(rows: Iterable[registry.Row]) -> list[str]:

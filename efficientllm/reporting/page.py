@@ -28,9 +28,9 @@ from efficientllm.reporting import (
     training,
 )
 from efficientllm.reporting.evidence import Evidence
-from efficientllm.reporting.groups import cell_labels
+from efficientllm.reporting.groups import cells_listing
 from efficientllm.reporting.machine import machine_facts
-from efficientllm.reporting.text import DASH, identifier, listing, number
+from efficientllm.reporting.text import DASH, identifier, number
 
 
 def render(evidence: Evidence, sets: Sequence[ResultSet] = ()) -> str:
@@ -93,10 +93,10 @@ def render(evidence: Evidence, sets: Sequence[ResultSet] = ()) -> str:
 
 def _by_reason(evidence: Evidence) -> list[tuple[str, str]]:
     """Names the cells without a curve, those of one reason together."""
-    cells: dict[str, list[str]] = {}
+    cells: dict[tuple[str, str], list[str]] = {}
     for (axis, cell), reason in evidence.without_curve.items():
-        cells.setdefault(reason, []).append(cell_labels(evidence.rows, axis, cell))
-    return [(listing(labels), reason) for reason, labels in cells.items()]
+        cells.setdefault((axis, reason), []).append(cell)
+    return [(cells_listing(evidence.rows, axis, alike), reason) for (axis, reason), alike in cells.items()]
 
 
 def _asset(name: str) -> str:

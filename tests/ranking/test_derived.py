@@ -56,7 +56,7 @@ def record(cell: str, size: str = "small", **numbers: float) -> Record:
     )  # fmt: skip
 
 
-def telemetry(root: Path, cell: str, rows: list[tuple[float, float]], shared_with: tuple[str, ...] = ()) -> None:
+def telemetry(root: Path, cell: str, rows: list[tuple[float, float | str]], shared_with: tuple[str, ...] = ()) -> None:
     folder = root / paths.telemetry("tune", cell)
     folder.mkdir(parents=True)
     lines = [f"{step},{step * 10},1.0,{loss},0.1,{step},{joules}" for step, (loss, joules) in enumerate(rows, start=1)]
@@ -75,12 +75,14 @@ def test_energy_to_loras_loss(tmp_path: Path) -> None:
     telemetry(tmp_path, "lora-small", [(3.0, 10.0), (2.0, 20.0)])
     telemetry(tmp_path, "dora-small", [(4.0, 10.0), (1.0, 40.0)])
     telemetry(tmp_path, "freeze-small", [(4.0, 10.0), (3.0, 20.0)])
+    telemetry(tmp_path, "pissa-small", [(4.0, ""), (1.0, "")])
     telemetry(tmp_path, "full-small", [(4.0, 10.0), (1.0, 40.0)], shared_with=("tune@lora-large",))
     telemetry(tmp_path, "dora-medium", [(4.0, 10.0), (1.0, 40.0)])
     cells = [
         record("lora-small"),
         record("dora-small"),
         record("freeze-small"),
+        record("pissa-small"),
         record("full-small"),
         record("dora-medium", "medium"),
     ]
@@ -88,7 +90,8 @@ def test_energy_to_loras_loss(tmp_path: Path) -> None:
     taken = {cell: entry.metrics["energy_to_lora_loss"] for (_, cell), entry in found.items() if entry.metrics}
     assert {cell: entry.value for cell, entry in taken.items()} == {"lora-small": 20.0, "dora-small": 30.0}
     assert taken["dora-small"].source == "measured"
-    assert "stayed above 2" in found["tune", "freeze-small"].missing["energy_to_lora_loss"]
+    assert found["tune", "freeze-small"].missing["energy_to_lora_loss"] == "its validation loss stayed above 2"
+    assert found["tune", "pissa-small"].missing["energy_to_lora_loss"] == "its training read no energy"
     assert "not its own: tune@lora-large" in found["tune", "full-small"].missing["energy_to_lora_loss"]
     assert "lora-medium is not in this run" in found["tune", "dora-medium"].missing["energy_to_lora_loss"]
 

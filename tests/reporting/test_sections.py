@@ -15,7 +15,7 @@ from efficientllm.reporting import certainty, comparison, flags, serving, summar
 from efficientllm.reporting.appendix import merged
 from efficientllm.reporting.evidence import collect
 from efficientllm.reporting.gaps import Gaps
-from efficientllm.reporting.groups import groups_of
+from efficientllm.reporting.groups import cells_listing, groups_of
 from efficientllm.reporting.page import render
 from efficientllm.reporting.text import DASH
 
@@ -63,6 +63,18 @@ def test_cells_without_a_curve_stand_together_where_their_reason_is_one(evidence
     texts = [text for text, _ in Page(render(replace(evidence, without_curve=reasons))).texts]
     assert "MQA and NSA: not trained" in texts
     assert "LoRA (small model): out of memory" in texts
+
+
+def test_several_cells_are_named_once_for_all_their_sizes(evidence) -> None:
+    def named(axis: str, *cells: str) -> str:
+        return cells_listing(evidence.rows, axis, cells)
+
+    both = ("lora-small", "dora-small", "lora-medium", "dora-medium")
+    assert named("tune", *both) == "LoRA and DoRA (small model and medium model)"
+    assert named("tune", "lora-small", "lora-medium", "full-small") == (
+        "LoRA (small model and medium model); Full (small model)"
+    )
+    assert named("pretrain", "mqa", "nsa") == "MQA and NSA"
 
 
 def test_quality_per_joule_is_right_tokens_per_joule(evidence) -> None:
