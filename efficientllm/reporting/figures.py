@@ -143,12 +143,11 @@ def _label(plot: Plot, point: Point, taken: list[_Box]) -> None:
     color, weight = (INK, "bold") if point.front else (MUTED, "normal")
     at_x, at_y = plot.at(point.x, point.y)
     width, height = (0.64 if point.front else 0.58) * size * len(text), size
-    boxes: dict[_Box, str] = {}
+    boxes: dict[_Box, int] = {}
     for right, up in _PLACES:
-        left = at_x + (9 if right > 0 else -9 - width if right < 0 else -width / 2)
+        left = at_x + 9 * right - width * (1 - right) / 2
         bottom = at_y - height / 2 + up * (height + (2 if right else 3))
-        # tied to the mark, since the reader's font decides how wide the text is
-        boxes[left, bottom, left + width, bottom + height] = {1: "left", 0: "center", -1: "right"}[right]
+        boxes[left, bottom, left + width, bottom + height] = right
 
     def cost(box: _Box) -> float:
         outside = max(0, plot.left + 2 - box[0]) + max(0, box[2] - PANEL[0] + 2)
@@ -157,8 +156,9 @@ def _label(plot: Plot, point: Point, taken: list[_Box]) -> None:
 
     box = min(boxes, key=cost)
     taken.append(box)
-    anchor = {"left": box[0], "center": at_x, "right": box[2]}[boxes[box]]
-    plot.canvas.text(anchor, box[1] + 2, text, size=size, color=color, weight=weight, align=boxes[box])
+    # anchored beside the mark, since the reader's font decides how wide the text is
+    align = {1: "left", 0: "center", -1: "right"}[boxes[box]]
+    plot.canvas.text(at_x + 9 * boxes[box], box[1] + 2, text, size=size, color=color, weight=weight, align=align)
 
 
 def _overlap(one: _Box, other: _Box) -> float:
