@@ -64,8 +64,12 @@ def load(configuration: Configuration, axis: registry.Axis, cell: str, device: t
 
 
 def reference(configuration: Configuration, size: str, device: torch.device) -> Decoder:
-    """Loads the model that the quantized cells of a size are compared with: the tuned one, cast to bfloat16."""
-    return load_tuned(tuned_folder(configuration, size), device=device).to(getattr(torch, REFERENCE_PRECISION))
+    """Loads the model that the quantized cells of a size are compared with: the tuned one, cast to bfloat16.
+
+    Adapters are merged on the CPU, as when a precision is stored: another device rounds the sums otherwise, and a model
+    would then differ from the stored bfloat16 one by more than its precision.
+    """
+    return load_tuned(tuned_folder(configuration, size)).to(device, getattr(torch, REFERENCE_PRECISION))
 
 
 def trainer(configuration: Configuration, axis: registry.Axis, cell: str, device: torch.device) -> Trainer:

@@ -77,11 +77,12 @@ def attend(
         # one query per head: the queries of a group stand in as the sequence, and nothing is copied on any kernel
         if mask is not None and mask.shape[1] == heads:
             mask = mask.view(mask.shape[0], -1, groups, mask.shape[-1])
-        folded = q_bhtd.reshape(batch, -1, groups, q_bhtd.shape[-1])
+        # the token's own dimension is left out: compiled code gives one of length 1 any stride, and kernels refuse some
+        folded = q_bhtd[:, :, 0].unflatten(1, (-1, groups))
         if q_bhtd.device.type == "cuda" and (mask is not None or k_bksd.shape[-1] != v_bkse.shape[-1]):
             # the one fused kernel that takes a mask, or values of another width than the keys', lets a single
             # multiprocessor read all the keys and values of a head; the scores of one query are small
-            out = _plain_attention(folded, k_bksd, v_bkse, mask, scale, causal=False)
+            out = single_query_attention(folded, k_bksd, v_bkse, mask, scale)
         else:
             out = F.scaled_dot_product_attention(folded, k_bksd, v_bkse, attn_mask=mask, scale=scale)
         return out.reshape(batch, heads, 1, -1)
@@ -112,6 +113,26 @@ def _plain_attention(
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
     return scores.softmax(dim=-1, dtype=torch.float32).to(v_bhse.dtype) @ v_bhse
+
+
+def single_query_attention(
+    q_bkgd: torch.Tensor,
+    k_bksd: torch.Tensor,
+    v_bkse: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float | None,
+) -> torch.Tensor:
+    """The same for one query of each head, the heads of a group in the place of a sequence; divided by the sum at the end.
+
+    For a softmax between two products the compiler may put PyTorch's fused attention: on a GPU the very kernel that this
+    function is there to avoid.
+    """
+    scores = (q_bkgd @ k_bksd.transpose(-1, -2)).float() * (scale or 1 / math.sqrt(q_bkgd.shape[-1]))
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    weights = (scores - scores.amax(dim=-1, keepdim=True)).exp()
+    summed = weights.to(v_bkse.dtype) @ v_bkse
+    return (summed / weights.sum(dim=-1, keepdim=True)).to(v_bkse.dtype)
 
 
 class GroupedAttention(Mixer):

@@ -1,10 +1,13 @@
 """The serving engine's tokens are those of Transformers' greedy `generate`, for every mixer."""
 
 import functools
+import re
 from typing import Any
 
 import pytest
 import torch
+from torch._inductor import config as inductor_config
+from torch._inductor.utils import run_and_get_code
 
 from efficientllm.models.build import build_decoder
 from efficientllm.models.decoder import Decoder
@@ -124,6 +127,29 @@ def test_compiled_decoding_gives_the_same_tokens(make_config: Any, name: str) ->
     decoder.compile_decoding({"coordinate_descent_tuning": True})
     found = [GreedyEngine(decoder, *shape).generate(prompts[: shape[0], : shape[1]]).tokens for shape in shapes]
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("name", ["gqa", "mla"])
+def test_a_compiled_step_copies_no_cache(make_config: Any, name: str) -> None:
+    decoder, prompts = made(make_config, FAMILIES[name]), prompts_of(0)
+
+    def two_steps() -> None:
+        decoder.compile_decoding()
+        for position in (0, 1):
+            decoder.hidden_states(prompts[:, position : position + 1], cache=cache)
+
+    with torch.inference_mode(), inductor_config.patch(force_disable_caches=True):
+        cache = decoder.new_cache(3, 53)
+        decoder.hidden_states(prompts, cache=cache)
+        _, programs = run_and_get_code(two_steps)
+    for program in programs:
+        given, allocated = (
+            [shape.split(", ") for shape in re.findall(call + r"\((?:\w+, )?\((.*?)\)", program)]
+            for call in ("assert_size_stride", "empty_strided_cpu")
+        )
+        cache_lengths = {size for shape in given for size in shape[1:] if size.startswith("s")}  # batches come first
+        assert cache_lengths
+        assert not [shape for shape in allocated if cache_lengths & set(shape)]
 
 
 def test_a_mixer_of_several_paths_is_left_uncompiled(make_config: Any) -> None:

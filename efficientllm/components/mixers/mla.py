@@ -71,8 +71,8 @@ class MultiHeadLatentAttention(Mixer):
         if span.rotation is not None:
             q_rotary, k_rotary = rotate(q_rotary, span.rotation), rotate(k_rotary, span.rotation)
         if state is not None:
-            state["latent"][:, span.start : span.end, : self.latent_dim] = latent
-            state["latent"][:, span.start : span.end, self.latent_dim :] = k_rotary.squeeze(2)
+            # in one write: the compiler makes two into copies of the whole cache
+            state["latent"][:, span.start : span.end] = torch.cat((latent, k_rotary.squeeze(2)), dim=-1)
         if state is None or span.start == 0:
             out = self._expanded(q_plain, q_rotary, latent, k_rotary, span)
         else:
