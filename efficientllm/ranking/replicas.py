@@ -6,7 +6,7 @@ from pathlib import Path
 from efficientllm import paths
 from efficientllm.config import Configuration
 from efficientllm.ranking.derived import with_energy_to_loss
-from efficientllm.ranking.results import read_records
+from efficientllm.ranking.results import SEEDS, read_records
 from efficientllm.records import Record, Replica, read_replica
 
 
@@ -48,17 +48,19 @@ def over_seeds(record: Record, replicas: Sequence[Replica]) -> Record:
     from efficientllm.measurement.statistics import summarize
 
     trained = [replica for replica in replicas if replica.status == "ok"]
-    values = dict(record.metrics)
+    values, counts = dict(record.metrics), {}
     for key, value in record.metrics.items():
         further = [replica.metrics[key].value for replica in trained if key in replica.metrics]
         if further:
-            seeds = len(further) + 1
+            counts[key] = len(further) + 1
             values[key] = summarize(
                 key,
                 [value.value, *further],
                 source=value.source,
-                method=f"median of {seeds} seeds; each: {value.method}",
+                method=f"median of {counts[key]} seeds; each: {value.method}",
             )
     failed = {str(replica.seed): replica.reason for replica in replicas if replica.status == "failed"}
-    information = {**record.information, "failed_seeds": failed} if failed else record.information
+    information = (
+        record.information | ({SEEDS: counts} if counts else {}) | ({"failed_seeds": failed} if failed else {})
+    )
     return record.model_copy(update={"metrics": values, "information": information})

@@ -20,12 +20,18 @@ SUMMARY_FILE = "metrics.json"
 AVERAGE_RANK = "average_rank"
 """Key of the overall column: the mean of a row's ranks."""
 
+SEEDS = "seeds"
+"""In a record's information: of how many seeds a metric is the median, by the metric's key."""
+
 _REFERENCE_SIZE = "medium"
 
 
 @dataclass(frozen=True)
 class Result:
-    """One metric of one row: a line of results.csv. A missing metric has a reason in place of a value."""
+    """One metric of one row: a line of results.csv. A missing metric has a reason in place of a value.
+
+    `seeds` is the number of training runs that a value is the median of; None where it is one.
+    """
 
     axis: str
     group: str
@@ -45,6 +51,7 @@ class Result:
     coefficient_of_variation: float | None = None
     noisy: bool | None = None
     window_s: float | None = None
+    seeds: int | None = None
     missing_reason: str | None = None
 
 
@@ -125,6 +132,7 @@ def _result(row: registry.Row, record: Record, entry: metrics.Metric) -> Result:
     return Result(
         *place, taken.value, taken.unit, taken.direction, taken.source, taken.method, taken.ci_low, taken.ci_high,
         taken.n, taken.coefficient_of_variation, taken.noisy, taken.window_s,
+        seeds=record.information.get(SEEDS, {}).get(entry.key),
     )  # fmt: skip
 
 

@@ -181,6 +181,7 @@ class Counts:
     missing: int
     noisy: int
     doubtful: int
+    over_seeds: int
 
 
 def counts(evidence: Evidence) -> Counts:
@@ -194,6 +195,7 @@ def counts(evidence: Evidence) -> Counts:
         missing=sum(result.missing_reason is not None for result in distinct),
         noisy=sum(bool(result.noisy) for result in distinct),
         doubtful=sum(bool(doubts(result)) for result in distinct),
+        over_seeds=sum(result.seeds is not None for result in distinct),
     )
 
 

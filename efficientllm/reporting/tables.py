@@ -38,6 +38,7 @@ class Cell:
     modelled: bool = False
     noisy: str | None = None
     doubtful: str = ""
+    seeds: str | None = None
     rank: int | None = None
     tier: str | None = None
     tied_with: str = ""
@@ -188,6 +189,7 @@ def _cell(result: Result, standing: Ranked | None, column: Column, gaps: Gaps, g
         modelled=result.source == "modelled",
         noisy=noise(result),
         doubtful="; ".join(doubts(result)),
+        seeds=_seeds(result, group),
         rank=standing.rank if standing else None,
         tier=standing.tier if standing else None,
         tied_with=tied_with(standing, group) if standing else "",
@@ -195,6 +197,14 @@ def _cell(result: Result, standing: Ranked | None, column: Column, gaps: Gaps, g
         raw=f"{result.value:.7g}",
         normalized=None if scaled is None else f"{scaled:.4f}",
     )
+
+
+def _seeds(result: Result, group: Group) -> str | None:
+    """Says of how many training runs a figure is, where the group's rows differ in that or are all of several."""
+    if result.seeds is not None:
+        return f"{result.seeds} seeds"
+    others = (other for (_, key), other in group.results.items() if key == result.metric)
+    return "1 seed" if any(other.seeds is not None for other in others) else None
 
 
 def _average(standing: Ranked, group: Group) -> Cell | None:

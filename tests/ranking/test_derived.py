@@ -115,6 +115,7 @@ def test_quality_over_seeds() -> None:
     assert loss.method.startswith("median of 3 seeds")
     assert merged.metrics["average_latency"] == own.metrics["average_latency"], "efficiency is not a matter of seeds"
     assert merged.information["failed_seeds"] == {"3": "out of memory"}
+    assert merged.information["seeds"] == {"task_loss": 3}
 
 
 def test_without_replicas_nothing_changes() -> None:

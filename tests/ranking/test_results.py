@@ -143,7 +143,7 @@ def test_csv_reads_back_and_runs_no_formula() -> None:
     lines = list(csv.DictReader(io.StringIO(text)))
     assert list(lines[0]) == [
         "axis", "group", "technique", "label", "cell", "size", "metric", "value", "unit", "direction", "source",
-        "method", "ci_low", "ci_high", "n", "coefficient_of_variation", "noisy", "window_s", "missing_reason",
+        "method", "ci_low", "ci_high", "n", "coefficient_of_variation", "noisy", "window_s", "seeds", "missing_reason",
     ]  # fmt: skip
     first = lines[0]
     assert [first[key] for key in ("label", "cell", "group", "technique")] == ["'=HYPERLINK(0)", "'@x", "'+1", "'-x"]

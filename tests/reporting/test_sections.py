@@ -251,3 +251,21 @@ def test_models_that_learned_nothing_and_the_smoke_profile_are_announced(evidenc
     from efficientllm.reporting.page import render
 
     assert "its figures mean nothing" in render(replace(evidence, profile="smoke"))
+
+
+def test_a_row_of_one_seed_says_so_beside_one_of_several(evidence, source) -> None:
+    assert "seeds</abbr>" not in source and "1 seed</abbr>" not in source
+    key = metrics.PERFORMANCE["pretrain"]
+    several = [
+        replace(result, seeds=3) if (result.cell, result.metric) == ("mqa", key) else result
+        for result in evidence.results
+    ]
+    shown = render(replace(evidence, results=several))
+    others = [row for row in evidence.rows if (row.axis, row.group) == ("pretrain", "attention") and row.cell != "mqa"]
+    measured = [
+        row for row in others
+        if any((result.cell, result.metric) == (row.cell, key) and result.value is not None for result in several)
+    ]  # fmt: skip
+    assert measured
+    assert shown.count("3 seeds</abbr>") == 1
+    assert shown.count("1 seed</abbr>") == len(measured)
