@@ -129,20 +129,26 @@ def test_compiled_decoding_gives_the_same_tokens(make_config: Any, name: str) ->
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
-@pytest.mark.parametrize("name", ["gqa", "mla"])
-def test_a_compiled_step_copies_no_cache(make_config: Any, name: str) -> None:
-    decoder, prompts = made(make_config, FAMILIES[name]), prompts_of(0)
+def programs_of_two_steps(decoder: Decoder, batch: int, options: dict[str, Any]) -> list[str]:
+    """Returns what the compiler makes of a block, for two tokens behind a cache of seven."""
+    prompts = prompts_of(0)[:batch]
 
     def two_steps() -> None:
-        decoder.compile_decoding()
+        decoder.compile_decoding(options)
         for position in (0, 1):
             decoder.hidden_states(prompts[:, position : position + 1], cache=cache)
 
     with torch.inference_mode(), inductor_config.patch(force_disable_caches=True):
-        cache = decoder.new_cache(3, 53)
+        cache = decoder.new_cache(batch, 53)
         decoder.hidden_states(prompts, cache=cache)
-        _, programs = run_and_get_code(two_steps)
-    for program in programs:
+        programs: list[str] = run_and_get_code(two_steps)[1]
+    assert programs
+    return programs
+
+
+@pytest.mark.parametrize("name", ["gqa", "mla"])
+def test_a_compiled_step_copies_no_cache(make_config: Any, name: str) -> None:
+    for program in programs_of_two_steps(made(make_config, FAMILIES[name]), 3, {}):
         given, allocated = (
             [shape.split(", ") for shape in re.findall(call + r"\((?:\w+, )?\((.*?)\)", program)]
             for call in ("assert_size_stride", "empty_strided_cpu")
@@ -150,6 +156,15 @@ def test_a_compiled_step_copies_no_cache(make_config: Any, name: str) -> None:
         cache_lengths = {size for shape in given for size in shape[1:] if size.startswith("s")}  # batches come first
         assert cache_lengths
         assert not [shape for shape in allocated if cache_lengths & set(shape)]
+
+
+def test_a_compiled_query_is_aligned_where_biased_products_are_the_compilers(make_config: Any) -> None:
+    """PyTorch's memory-efficient kernel on a GPU, for float32, refuses a row's stride that is no multiple of four."""
+    decoder = made(make_config, FAMILIES["pythia"])
+    for program in programs_of_two_steps(decoder, 1, {"post_grad_custom_pre_pass": SingleRowProducts()}):
+        queries = re.findall(r"scaled_dot_product\w*\.default\(reinterpret_tensor\(\w+, \(.*?\), \((.*?)\)", program)
+        assert queries
+        assert all(int(stride) % 4 == 0 for query in queries for stride in query.split(", ")[:-1])
 
 
 def test_a_mixer_of_several_paths_is_left_uncompiled(make_config: Any) -> None:
