@@ -98,8 +98,11 @@ def highest_score_shares(
         normalized = np.where(worst > best, FLOOR + (1.0 - FLOOR) * (worst - drawn) / spread, 1.0)
         scores += weights[name] * normalized
     highest = np.isclose(scores, scores.max(axis=1, keepdims=True), rtol=0, atol=1e-12)
-    shares = (highest / highest.sum(axis=1, keepdims=True)).mean(axis=0)
-    return [float(shares[order.index(row)]) if row in losses else None for row in range(rows)]
+    shares: dict[tuple[_Loss, ...], list[float]] = {}
+    for row, share in zip(order, (highest / highest.sum(axis=1, keepdims=True)).mean(axis=0), strict=True):
+        shares.setdefault(tuple(losses[row]), []).append(float(share))
+    # the mean: rows with the same estimates and intervals are exchangeable
+    return [fmean(shares[tuple(losses[row])]) if row in losses else None for row in range(rows)]
 
 
 _Loss = tuple[float, float, float, int]
