@@ -122,10 +122,20 @@ def single_query_attention(
     mask: torch.Tensor | None,
     scale: float | None,
 ) -> torch.Tensor:
-    """The same for one query of each head, the heads of a group in the place of a sequence; divided by the sum at the end.
+    """Computes softmax(scale Q K^T + mask) V for one query of each head, and divides by the sum at the end.
 
     For a softmax between two products the compiler may put PyTorch's fused attention: on a GPU the very kernel that this
     function is there to avoid.
+
+    Args:
+        q_bkgd: Queries, the G heads of a group in the place of a sequence.
+        k_bksd: Keys.
+        v_bkse: Values, whose width E may differ from that of the keys.
+        mask: Broadcastable to `[B, K, G, S]`: True where a key is seen, or what is added to the scores; None for neither.
+        scale: Factor of the scores; 1 / sqrt(D) by default.
+
+    Returns:
+        Attention output `[B, K, G, E]`.
     """
     scores = (q_bkgd @ k_bksd.transpose(-1, -2)).float() * (scale or 1 / math.sqrt(q_bkgd.shape[-1]))
     if mask is not None:
