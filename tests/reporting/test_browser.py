@@ -350,6 +350,13 @@ def test_prints_everything_on_white(page, tmp_path) -> None:
             assert words in text
 
 
+def test_a_landscape_page_is_as_wide_as_what_is_printed_on_it(page) -> None:
+    """Else the browser prints all of it smaller, until the widest table fits."""
+    page.set_viewport_size({"width": round((297 - 24) / 25.4 * 96), "height": 700})
+    page.emulate_media(media="print")
+    assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 1
+
+
 @pytest.mark.parametrize(("scheme", "rules"), [("light", {"type": "tag", "values": AXE_RULES}), ("dark", {"type": "rule", "values": ["color-contrast"]})])  # fmt: skip
 def test_accessible(page, scheme, rules) -> None:
     """By axe-core; the dark theme differs in its colours only."""
