@@ -96,6 +96,7 @@ def desk(open_page):
 def page(desk):
     """The same page for all tests, each with a fresh view."""
     desk.set_viewport_size({"width": 1280, "height": 900})
+    desk.emulate_media(media="screen", color_scheme="light")
     desk.get_by_role("button", name="Reset").click()
     desk.evaluate("document.querySelectorAll('.choose').forEach(box => { box.open = false; })")
     return desk
