@@ -110,9 +110,14 @@ def _plain_attention(
     scores = q_bhtd @ k_bhsd.transpose(-1, -2) * (scale or 1 / math.sqrt(q_bhtd.shape[-1]))
     if causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
-    return scores.softmax(dim=-1, dtype=torch.float32).to(v_bhse.dtype) @ v_bhse
+    return _masked(scores, mask).softmax(dim=-1, dtype=torch.float32).to(v_bhse.dtype) @ v_bhse
+
+
+def _masked(scores: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Hides what a mask of truth values does not show, or adds one of numbers."""
+    if mask is None:
+        return scores
+    return scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
 
 
 def single_query_attention(
@@ -138,8 +143,7 @@ def single_query_attention(
         Attention output `[B, K, G, E]`.
     """
     scores = (q_bkgd @ k_bksd.transpose(-1, -2)).float() * (scale or 1 / math.sqrt(q_bkgd.shape[-1]))
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    scores = _masked(scores, mask)
     weights = (scores - scores.amax(dim=-1, keepdim=True)).exp()
     summed = weights.to(v_bkse.dtype) @ v_bkse
     return (summed / weights.sum(dim=-1, keepdim=True)).to(v_bkse.dtype)

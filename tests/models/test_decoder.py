@@ -91,7 +91,7 @@ def test_grouped_with_all_heads_is_multi_head(make_decoder, tokens):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
-def test_cache_reorder_and_repeat(make_decoder, tokens, family):
+def test_cache_reorder_and_take(make_decoder, tokens, family):
     decoder = make_decoder(**FAMILIES[family])
     mask = torch.ones(3, 17, dtype=torch.bool)
     mask[1, :4] = False
