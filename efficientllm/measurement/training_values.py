@@ -87,6 +87,7 @@ def _workload(trainer: Trainer) -> Workload:
         tokens_per_call=sum(inputs.numel() for inputs, _ in batches),
         samples_per_call=sum(len(inputs) for inputs, _ in batches),
         device=trainer.device,
+        record=trainer.record if trainer.device.type == "cuda" else None,
     )
 
 

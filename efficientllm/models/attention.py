@@ -210,7 +210,7 @@ class GroupedAttention(Mixer):
         if state is not None:
             state["keys"][:, :, span.start : span.end] = k
             state["values"][:, :, span.start : span.end] = v
-            k, v = state["keys"][:, :, : span.end], state["values"][:, :, : span.end]
+            k, v = state["keys"][:, :, : span.keys], state["values"][:, :, : span.keys]
         out = attend(q, k, v, span, fast=self.runs_fast(hidden_btc.device))
         return self.o_proj(out.transpose(1, 2).reshape(batch, length, -1))
 

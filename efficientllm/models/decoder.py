@@ -15,6 +15,7 @@ from efficientllm.models.cache import BlockState, DecodingCache
 from efficientllm.models.components import component
 from efficientllm.models.config import DecoderConfig
 from efficientllm.models.interfaces import Block, Component, Kernel, Mixer, Position, Span
+from efficientllm.models.spans import attention_mask, causal_mask, span_behind, spare_keys, spread
 
 _INITIAL_DEVIATION = 0.02
 
@@ -212,16 +213,17 @@ class Decoder(nn.Module):
 
         Args:
             batch_size: Number of sequences.
-            max_length: Longest sequence, prompt and output together.
+            max_length: Longest sequence, prompt and output together; a GPU may be given up to seven rows more.
             dtype: Type of the states; by default the embedding's.
             device: Their device; by default the embedding's.
         """
         dtype = dtype or self.embed_tokens.weight.dtype
         device = device or self.embed_tokens.weight.device
+        rows = max_length + (spare_keys(max_length) if self._reads_whole_rows(torch.device(device)) else 0)
         blocks = [
             BlockState(
-                block.mixer.new_cache(batch_size, max_length, dtype, device),
-                block.feedforward.new_cache(batch_size, max_length, dtype, device),
+                block.mixer.new_cache(batch_size, rows, dtype, device),
+                block.feedforward.new_cache(batch_size, rows, dtype, device),
             )
             for block in self.blocks()
         ]
@@ -235,10 +237,13 @@ class Decoder(nn.Module):
         padding_mask: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Returns `hidden_states` and the weighted auxiliary loss, for a caller that projects in its own way."""
-        span = _span(input_ids_bt, cache, padding_mask)
+        span = span_behind(input_ids_bt, cache, padding_mask)
         hidden_btc = self.position.embed(self.embed_tokens(input_ids_bt), span)
         self._share(span, hidden_btc)
         auxiliary_loss: torch.Tensor | None = None
+        recomputes = self.gradient_checkpointing and self.training and cache is None
+        # the host has to be asked for the random numbers' state, which no CUDA graph can hold
+        random = recomputes and self._draws_random_numbers()
         blocks: Sequence[Callable[..., Any]] = self.blocks()
         if self._compiled is not None and self.training and cache is None:
             blocks = self._compiled
@@ -247,8 +252,10 @@ class Decoder(nn.Module):
         for layer, block in enumerate(blocks):
             state = None if cache is None else cache.blocks[layer]
             parts = (None, None) if state is None else state.parts()
-            if self.gradient_checkpointing and self.training and cache is None:
-                hidden_btc, loss = checkpoint(block, hidden_btc, span, *parts, use_reentrant=False)
+            if recomputes:
+                hidden_btc, loss = checkpoint(
+                    block, hidden_btc, span, *parts, use_reentrant=False, preserve_rng_state=random
+                )
             else:
                 hidden_btc, loss = block(hidden_btc, span, *parts)
             if loss is not None:
@@ -257,6 +264,14 @@ class Decoder(nn.Module):
             cache.length = span.end
         return self.norm(hidden_btc), auxiliary_loss
 
+    def _reads_whole_rows(self, device: torch.device) -> bool:
+        """Whether the attention of a single query is computed by matrix products, which want `spare_keys`."""
+        return device.type == "cuda" and (self._mixer.decodes_by_products or self.position.biases_scores)
+
+    def _draws_random_numbers(self) -> bool:
+        """Whether training draws any: an adapter's dropout may."""
+        return any("Dropout" in type(part).__name__ and getattr(part, "p", 0.0) > 0 for part in self.modules())
+
     def _share(self, span: Span, hidden_btc: torch.Tensor) -> None:
         """Computes once what all layers need: the rotation, and the mask or bias of the attention scores."""
         device = hidden_btc.device
@@ -264,16 +279,18 @@ class Decoder(nn.Module):
         dtype = torch.get_autocast_dtype(device.type) if autocast else hidden_btc.dtype
         like = torch.empty(0, dtype=dtype, device=hidden_btc.device)
         span.rotation = self.position.rotation(span, self._mixer.rotary_dim, like)
-        span.attention_mask = _attention_mask(span, hidden_btc.device)
         bias_hp = self.position.bias_by_distance(span.end, like)
+        if span.length == 1 and span.start > 0 and span.key_real_bs is None and self._reads_whole_rows(device):
+            span.spare_keys = spare_keys(span.end)
+        span.attention_mask = attention_mask(span, hidden_btc.device)
         if bias_hp is not None and span.attention_mask is None and span.start == 0 and self._mixer.applies_bias(device):
             from efficientllm.models.biased_attention import causal_blocks
 
             span.bias_by_distance_hp = bias_hp
             span.causal_blocks = causal_blocks(span.length, device)
         elif bias_hp is not None:
-            visible = _causal_mask(span, hidden_btc.device) if span.attention_mask is None else span.attention_mask
-            span.attention_mask = _spread(bias_hp, span).masked_fill(~visible, -torch.inf)
+            visible = causal_mask(span, hidden_btc.device) if span.attention_mask is None else span.attention_mask
+            span.attention_mask = spread(bias_hp, span).masked_fill(~visible, -torch.inf)
         span.causal = span.attention_mask is None and span.length > 1
         # cuDNN prepares a plan for every shape: worth it for the few of training, not for a cache that grows by a token
         span.cudnn_first = span.causal and _cudnn_is_faster(device)
@@ -283,58 +300,6 @@ class Decoder(nn.Module):
 def _cudnn_is_faster(device: torch.device) -> bool:
     """Whether cuDNN's attention is worth preferring: it takes half the time of PyTorch's flash kernel from Hopper on."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
-
-
-def _span(input_ids_bt: torch.Tensor, cache: DecodingCache | None, padding_mask_bt: torch.Tensor | None) -> Span:
-    """Places a chunk behind its cache, whose padding mask it extends."""
-    batch, length = input_ids_bt.shape
-    start = 0 if cache is None else cache.length
-    if cache is not None:
-        cache.check_room(batch, length)
-    span = Span(start, length)
-    known_bs = None if cache is None else cache.padding_mask_bs
-    if padding_mask_bt is None and known_bs is None:
-        return span
-    if padding_mask_bt is None:
-        span.padding_mask_bt = torch.ones(batch, length, dtype=torch.bool, device=input_ids_bt.device)
-    else:
-        span.padding_mask_bt = padding_mask_bt.bool()
-    real_bs = span.padding_mask_bt
-    if cache is not None:
-        if known_bs is None:
-            known_bs = torch.ones(batch, cache.max_length, dtype=torch.bool, device=input_ids_bt.device)
-            cache.padding_mask_bs = known_bs
-        known_bs[:, start : span.end] = span.padding_mask_bt
-        real_bs = known_bs[:, : span.end]
-    span.key_real_bs = real_bs
-    span.key_positions_bs = (real_bs.long().cumsum(dim=1) - 1).clamp_min(0)
-    span.positions_bt = span.key_positions_bs[:, start:]
-    return span
-
-
-def _causal_mask(span: Span, device: torch.device) -> torch.Tensor:
-    """True where key s is not later than query t, `[1, 1, T, S]`."""
-    queries = torch.arange(span.start, span.end, device=device)
-    return (torch.arange(span.end, device=device) <= queries[:, None])[None, None]
-
-
-def _spread(bias_hp: torch.Tensor, span: Span) -> torch.Tensor:
-    """Spreads a bias by distance over queries and keys, `[B or 1, H, T, S]`; keys after their query get any value."""
-    keys = span.key_positions_bs
-    if keys is None:
-        keys = torch.arange(span.end, device=bias_hp.device)[None]
-    distance_bts = (keys[:, span.start :, None] - keys[:, None, :]).clamp(0, bias_hp.shape[1] - 1)
-    return bias_hp[:, distance_bts].transpose(0, 1)
-
-
-def _attention_mask(span: Span, device: torch.device) -> torch.Tensor | None:
-    """Boolean mask broadcastable to `[B, H, T, S]`; None where the causal flag, or a single query, says it all."""
-    if span.key_real_bs is None:
-        return None if span.start == 0 or span.length == 1 else _causal_mask(span, device)
-    causal = _causal_mask(span, device)
-    # a padding token sees itself, so that no row of the softmax is empty
-    itself = torch.eye(span.length, span.end, dtype=torch.bool, device=device).roll(span.start, dims=1)
-    return causal & (span.key_real_bs[:, None, None, :] | itself)
 
 
 def _compiled_for_training(block: nn.Module) -> Callable[..., Any]:

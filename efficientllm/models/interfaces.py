@@ -44,6 +44,7 @@ class Span:
             `Position.bias_by_distance`), where no mask carries them; None otherwise.
         causal_blocks: FlexAttention's block mask of a causal pass, where a bias by distance needs one; None otherwise.
         cudnn_first: Whether cuDNN's attention comes before PyTorch's own.
+        spare_keys: Rows of the cache behind the last key that are read with the others, and hidden by the mask.
         shared: Tensors that an earlier layer of this pass left for later ones.
     """
 
@@ -59,12 +60,18 @@ class Span:
     bias_by_distance_hp: torch.Tensor | None = None
     causal_blocks: Any = None
     cudnn_first: bool = False
+    spare_keys: int = 0
     shared: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def end(self) -> int:
-        """Number of keys S: the cached tokens and this pass."""
+        """Number of tokens up to here: the cached ones and this pass."""
         return self.start + self.length
+
+    @property
+    def keys(self) -> int:
+        """Number of keys S that a mixer reads from its cache."""
+        return self.end + self.spare_keys
 
 
 class NoOptions(Section):
@@ -150,6 +157,8 @@ class Mixer(Component, ABC):
     kind = "mixer"
     rotary_dim: int = 0
     """Width of the part of a head that a positional encoding may rotate; 0 where there is none."""
+    decodes_by_products: bool = False
+    """Whether a GPU computes the attention of a single query by matrix products even where no mask is needed."""
 
     @abstractmethod
     def forward(self, hidden_btc: torch.Tensor, span: Span, state: LayerState | None) -> torch.Tensor:
@@ -198,6 +207,8 @@ class Position(Component):
     """Tells tokens where they stand, by one of three hooks; each default leaves things as they are."""
 
     kind = "position"
+    biases_scores: bool = False
+    """Whether it has a bias by distance."""
 
     def check_width(self, rotary_dim: int) -> None:
         """Makes sure that a mixer has queries and keys of a width that can be marked.

@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 
+from efficientllm.cuda_graphs import RecordingError, Step, record
 from efficientllm.models.decoder import Decoder
 from efficientllm.serving.clock import Clock
-from efficientllm.serving.graphs import RecordingError, Step, record
 
 _COMPARED, _TRIES = 5, 5
 """Steps that are tried compiled, the prompt and four tokens, and how often those tokens are timed beside uncompiled ones."""

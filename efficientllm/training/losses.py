@@ -8,6 +8,7 @@ Cut Cross-Entropy (Wijmans et al. 2024, arXiv 2411.09009): the logits of one chu
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -23,6 +24,41 @@ _CHUNK_BYTES = 1 << 30
 _Elementwise: TypeAlias = Callable[
     [torch.Tensor, torch.Tensor, bool, bool], tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
 ]
+
+
+@dataclass(frozen=True)
+class Targets:
+    """A batch's labels where the loss reads them, as `targets` makes them.
+
+    Args:
+        labels_n: Token ids on the model's device.
+        rows_n: The positions that they belong to, where the others were dropped; None where every position has one.
+        any_ignored: Whether some of them may be `IGNORED`.
+    """
+
+    labels_n: torch.Tensor
+    rows_n: torch.Tensor | None
+    any_ignored: bool
+
+
+def targets(labels: torch.Tensor, device: torch.device) -> Targets:
+    """Brings labels to the model's device, and drops ignored positions where that costs nothing.
+
+    That is where the labels lie in host memory. On a GPU the host would have to wait to learn how many are left, so
+    ignored positions whose labels lie there are multiplied by the head all the same, to no effect.
+
+    Args:
+        labels: Token ids of any shape, `IGNORED` where there is no loss; in host memory, or on `device`.
+        device: Where the model lies.
+    """
+    labels_n = labels.flatten()
+    if labels_n.device.type != "cpu":
+        return Targets(labels_n, None, any_ignored=True)
+    kept_n, rows_n = labels_n != IGNORED, None
+    if not bool(kept_n.all()):
+        rows_n = kept_n.nonzero().flatten()
+        labels_n, rows_n = labels_n[rows_n], rows_n.to(device, non_blocking=True)
+    return Targets(labels_n.to(device, non_blocking=True), rows_n, any_ignored=False)
 
 
 def token_losses(logits_btv: torch.Tensor, labels_bt: torch.Tensor) -> torch.Tensor:
@@ -62,15 +98,15 @@ def hidden_token_losses(
 
 
 def training_loss(
-    decoder: Decoder, inputs_bt: torch.Tensor, labels_bt: torch.Tensor, weight: float = 1.0
+    decoder: Decoder, inputs_bt: torch.Tensor, labels: torch.Tensor | Targets, weight: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean next-token loss of a batch.
 
     Args:
         decoder: The model.
         inputs_bt: Token ids `[B, T]`.
-        labels_bt: The token after each input, `IGNORED` where there is no loss. They may stay in host memory where the
-            decoder lies on a GPU: ignored positions then cost nothing in the head (see `linear_cross_entropy`).
+        labels: The token after each input `[B, T]`, `IGNORED` where there is no loss, or the targets made of them. Labels
+            may stay in host memory where the decoder lies on a GPU: ignored positions then cost nothing in the head.
         weight: Factor of the cross-entropy, for a batch that is one process' share of a larger one.
 
     Returns:
@@ -78,14 +114,15 @@ def training_loss(
         alone, detached.
     """
     hidden_btc, auxiliary_loss = decoder.hidden_states_and_loss(inputs_bt)
-    hidden_nc, labels_n = hidden_btc.flatten(0, 1), labels_bt.flatten()
+    hidden_nc = hidden_btc.flatten(0, 1)
+    found = labels if isinstance(labels, Targets) else targets(labels, hidden_nc.device)
     head: nn.Module = decoder.embed_tokens if decoder.lm_head is None else decoder.lm_head
     # a head that is adapted or quantized is a class of its own, and does more than multiply by its weight
     if type(head) in (nn.Embedding, nn.Linear) and getattr(head, "bias", None) is None:
-        loss = linear_cross_entropy(hidden_nc, cast(torch.Tensor, head.weight), labels_n)
+        loss = linear_cross_entropy(hidden_nc, cast(torch.Tensor, head.weight), found)
     else:
-        logits_nv = decoder.project(hidden_nc)
-        loss = F.cross_entropy(logits_nv.float(), labels_n.to(logits_nv.device), ignore_index=IGNORED)
+        logits_nv = decoder.project(_with_targets(hidden_nc, found))
+        loss = F.cross_entropy(logits_nv.float(), found.labels_n, ignore_index=IGNORED)
     loss = loss * weight
     total = loss if auxiliary_loss is None else loss + auxiliary_loss
     return total, loss.detach()
@@ -107,10 +144,10 @@ class TrainingLoss(nn.Module):
         self._evaluate = evaluate
 
     def forward(
-        self, inputs_bt: torch.Tensor, labels_bt: torch.Tensor, weight: float
+        self, inputs_bt: torch.Tensor, labels: torch.Tensor | Targets, weight: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Computes `training_loss`."""
-        return training_loss(self._called[0], inputs_bt, labels_bt, weight)
+        return training_loss(self._called[0], inputs_bt, labels, weight)
 
     def evaluate(self) -> float:
         """Evaluates the model."""
@@ -123,43 +160,38 @@ def default_chunk(vocabulary: int) -> int:
 
 
 def linear_cross_entropy(
-    hidden_nc: torch.Tensor, weight_vc: torch.Tensor, labels_n: torch.Tensor, chunk: int | None = None
+    hidden_nc: torch.Tensor, weight_vc: torch.Tensor, labels: torch.Tensor | Targets, chunk: int | None = None
 ) -> torch.Tensor:
     """Mean cross-entropy under `softmax(hidden_nc @ weight_vc.T)`, of which no more than a chunk exists at a time.
 
     Matrix products are computed in autocast's type where it is on, else in the tensors' own; all between them in
     float32 or better. Gradients are ready with the loss, so they can be backpropagated only once.
 
-    Ignored positions are dropped before the projection where the labels lie in host memory. On a GPU the host would
-    have to wait to learn how many are left, so labels that lie there are multiplied by all the same, to no effect.
-
     Args:
         hidden_nc: Hidden states `[N, C]`.
         weight_vc: The output head `[V, C]`.
-        labels_n: Token ids `[N]`, `IGNORED` where there is no loss; in host memory, or on the hidden states' device.
+        labels: Token ids `[N]`, `IGNORED` where there is no loss, or the `targets` made of them.
         chunk: Positions in a chunk; by default `default_chunk`.
 
     Returns:
         The mean over labels that are not ignored, as a scalar in float32 or better; nan where all are.
     """
-    on_host = labels_n.device.type == "cpu"
-    if on_host:
-        kept_n = labels_n != IGNORED
-        if not bool(kept_n.all()):
-            rows = kept_n.nonzero().flatten()
-            hidden_nc = hidden_nc.index_select(0, rows.to(hidden_nc.device, non_blocking=True))
-            labels_n = labels_n[rows]
-        labels_n = labels_n.to(hidden_nc.device, non_blocking=True)
+    found = labels if isinstance(labels, Targets) else targets(labels, hidden_nc.device)
     loss: torch.Tensor = _LinearCrossEntropy.apply(
-        hidden_nc,
+        _with_targets(hidden_nc, found),
         weight_vc,
-        labels_n,
+        found.labels_n,
         chunk or default_chunk(len(weight_vc)),
-        not on_host,
+        found.any_ignored,
         torch.is_grad_enabled() and hidden_nc.requires_grad,
         torch.is_grad_enabled() and weight_vc.requires_grad,
     )
     return loss
+
+
+def _with_targets(hidden_nc: torch.Tensor, found: Targets) -> torch.Tensor:
+    """The hidden states that have a target."""
+    return hidden_nc if found.rows_n is None else hidden_nc.index_select(0, found.rows_n)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

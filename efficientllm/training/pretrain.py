@@ -19,9 +19,10 @@ from efficientllm.models.weights import save_decoder, save_random
 from efficientllm.training.fingerprint import fingerprint
 from efficientllm.training.losses import token_losses
 from efficientllm.training.optimizer import parameter_groups
+from efficientllm.training.recorded_gradients import Batch
 from efficientllm.training.run import train
 from efficientllm.training.telemetry import write_untrained
-from efficientllm.training.trainer import Batch, Trainer, TrainingTask
+from efficientllm.training.trainer import Trainer, TrainingTask
 
 _EVALUATION_BATCH = 32
 

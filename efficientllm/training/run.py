@@ -31,6 +31,7 @@ def train(
         save: Writes the model's artifact.
     """
     trainer.compile_ahead()
+    trainer.record()
     gc.collect()  # or what was dropped while the model was built would be kept for the whole training
     meter = EnergyMeter(trainer.device)
     others = trainer.world

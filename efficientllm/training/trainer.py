@@ -17,10 +17,9 @@ from efficientllm.errors import CellFailure, Terminated
 from efficientllm.termination import termination_noted
 from efficientllm.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from efficientllm.training.display import Display
-from efficientllm.training.losses import TrainingLoss
+from efficientllm.training.losses import Targets, TrainingLoss
 from efficientllm.training.optimizer import build_optimizer, learning_rate_at
-
-Batch = tuple[torch.Tensor, torch.Tensor]
+from efficientllm.training.recorded_gradients import Batch, RecordedGradients, alike
 
 
 @dataclass(frozen=True)
@@ -92,6 +91,8 @@ class Trainer:
         self._held_out = loss.evaluate  # FSDP has put its own in the place of it
         self.optimizer = build_optimizer(task.groups(), settings, task.learning_rate)
         self._trainable = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        self._recorded: RecordedGradients | None = None
+        self._launches = "kernel by kernel"
 
     def kernels(self) -> dict[str, str]:
         """Names the implementations that training runs."""
@@ -100,7 +101,8 @@ class Trainer:
         names = {"adamw": "torch fused AdamW", "adamw_8bit": "bitsandbytes 8-bit AdamW"}
         levers = {"activations": "recomputed in the backward pass"} if self.settings.recompute_activations else {}
         shared = {"parallel": f"{self.world.strategy}, {self.world.size} processes"} if self.world is not None else {}
-        return {**described, "optimizer": names[self.settings.optimizer], **levers, **shared}
+        launches = {"training launches": self._launches} if self.device.type == "cuda" else {}
+        return {**described, "optimizer": names[self.settings.optimizer], **levers, **shared, **launches}
 
     def step(self, index: int) -> StepResult:
         """Runs optimizer step `index`: gradients of the accumulated micro-batches, clipping, AdamW."""
@@ -137,17 +139,49 @@ class Trainer:
                 self._add_gradients(self.task.batch(index), until_next=False)
         self.optimizer.zero_grad(set_to_none=True)
 
+    def record(self) -> None:
+        """Has steps from now on launch their forward and backward pass as one CUDA graph, where that can be.
+
+        That is on a GPU, by a single process, where blocks are compiled and have run for the batch's shape, and where the
+        first two batches are of one shape, as all of pretraining's are. `kernels` says what became of it.
+        """
+        if not compiles_blocks(self.settings, self.device) or self.device.type != "cuda":
+            return
+        if self.world is not None or self.settings.gradient_accumulation > 1:
+            self._launches = "kernel by kernel: a graph would hold the work of one process and one micro-batch"
+            return
+        batch = self.task.batch(0)
+        if not alike(batch, self.task.batch(1)):
+            self._launches = "kernel by kernel: each batch has a shape of its own"
+            return
+        from efficientllm.cuda_graphs import RecordingError
+
+        try:
+            self._recorded = RecordedGradients(self._backward, batch, self._trainable, self.device)
+            self._launches = "forward and backward pass as one CUDA graph"
+        except RecordingError as error:
+            self._launches = f"kernel by kernel: {error}"
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            self._launches = "kernel by kernel: the memory that a CUDA graph keeps to itself was too much"
+
     def _add_gradients(self, batch: Batch, *, until_next: bool) -> torch.Tensor:
         """Adds a micro-batch's share of a step's gradients; returns its cross-entropy."""
+        recorded = None if self._recorded is None else self._recorded(batch)
+        if recorded is not None:
+            return recorded
         (inputs, labels), weight = batch, 1.0
         if self.world is not None:
             inputs, labels, weight = self.world.share(inputs, labels)
         with self._gradients_kept(until_next=until_next):
-            with self._mixed_precision():
-                # labels stay where they are: the loss leaves out ignored ones without waiting for the device
-                on_device = inputs.to(self.device, non_blocking=True)
-                loss, cross_entropy = self._loss(on_device, labels, weight)
-            (loss / self.settings.gradient_accumulation).backward()
+            # labels stay where they are: the loss leaves out ignored ones without waiting for the device
+            return self._backward(inputs.to(self.device, non_blocking=True), labels, weight)
+
+    def _backward(self, inputs: torch.Tensor, labels: torch.Tensor | Targets, weight: float = 1.0) -> torch.Tensor:
+        with self._mixed_precision():
+            loss, cross_entropy = self._loss(inputs, labels, weight)
+        (loss / self.settings.gradient_accumulation).backward()
+        assert isinstance(cross_entropy, torch.Tensor)
         return cross_entropy
 
     def run(

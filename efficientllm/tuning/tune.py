@@ -20,9 +20,10 @@ from efficientllm.models.weights import RANDOM_FILE, has_random_weights, load_de
 from efficientllm.registry import cell_name
 from efficientllm.training.fingerprint import fingerprint
 from efficientllm.training.losses import token_losses
+from efficientllm.training.recorded_gradients import Batch
 from efficientllm.training.run import train
 from efficientllm.training.telemetry import write_untrained
-from efficientllm.training.trainer import Batch, Trainer, TrainingTask, compiles_blocks
+from efficientllm.training.trainer import Trainer, TrainingTask, compiles_blocks
 from efficientllm.tuning.method import TunableModel, tuning_method
 
 _DESCRIPTION = "tuning.json"

@@ -9,11 +9,12 @@ import torch
 from torch._inductor import config as inductor_config
 from torch._inductor.utils import run_and_get_code
 
+from efficientllm.cuda_graphs import RecordingError
+from efficientllm.models import decoder as decoder_module
 from efficientllm.models.build import build_decoder
 from efficientllm.models.decoder import Decoder
 from efficientllm.quantization.precision import precision
 from efficientllm.serving.engine import GreedyEngine
-from efficientllm.serving.graphs import RecordingError
 from efficientllm.serving.single_row import SingleRowProducts
 from tests.models.conftest import FAMILIES
 
@@ -347,3 +348,25 @@ def test_alternatives_are_timed_by_turns(make_config: Any, monkeypatch: pytest.M
     monkeypatch.setattr("efficientllm.serving.engine.time.perf_counter", lambda: now[0])
     assert engine._seconds([step("a", 2.0)], [step("b", 3.0)]) == pytest.approx([2.0, 3.0])
     assert order == ["a", "b"] * 5
+
+
+@pytest.mark.parametrize("name", ["mla", "relative"])
+def test_spare_keys_are_read_and_change_nothing(make_config: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = made(make_config, CHANGES[name])
+    expected = [GreedyEngine(decoder, 3, 7, count).generate(prompts_of(0)).tokens for count in (12, 3)]
+    monkeypatch.setattr(Decoder, "_reads_whole_rows", lambda self, device: True)
+    read: list[int] = []
+    mask_of = decoder_module.attention_mask
+
+    def noted(span: Any, device: torch.device) -> Any:
+        read.append(span.keys)
+        return mask_of(span, device)
+
+    monkeypatch.setattr(decoder_module, "attention_mask", noted)
+    for tokens in expected:
+        read.clear()
+        engine = GreedyEngine(decoder, 3, 7, tokens.shape[1])
+        assert torch.equal(engine.generate(prompts_of(0)).tokens, tokens)
+        assert read == [7, *(-(-end // 8) * 8 for end in range(8, 7 + tokens.shape[1]))]
+        engine.decode()  # the rows that are spare now hold what was there before
+        assert torch.equal(engine._tokens, tokens)

@@ -36,6 +36,7 @@ class MultiHeadLatentAttention(Mixer):
     Options = LatentAttentionOptions
     reference_kernel = "softmax of all scores"
     fast_kernel = "fused attention"
+    decodes_by_products = True
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__(config)
@@ -76,7 +77,7 @@ class MultiHeadLatentAttention(Mixer):
         if state is None or span.start == 0:
             out = self._expanded(q_plain, q_rotary, latent, k_rotary, span)
         else:
-            out = self._absorbed(q_plain, q_rotary, state["latent"][:, : span.end], span)
+            out = self._absorbed(q_plain, q_rotary, state["latent"][:, : span.keys], span)
         return self.o_proj(out.reshape(batch, length, -1))
 
     def _expanded(

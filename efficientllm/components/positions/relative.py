@@ -47,6 +47,7 @@ class RelativePosition(Position):
     """Adds a learned bias by distance to the attention scores."""
 
     Options = RelativeOptions
+    biases_scores = True
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__(config)

@@ -20,7 +20,7 @@ def record(steps: Sequence[Step], device: torch.device, *, prepared: bool = Fals
     recording that is broken off leaves more behind than one that was never begun.
 
     Args:
-        steps: Steps that write their results to tensors that exist already.
+        steps: Steps that leave their results in tensors of their own, or in some that exist already.
         device: The CUDA device that they run on.
         prepared: Whether the first of them have run before, so that all that is prepared at first use is there.
 
