@@ -12,7 +12,13 @@ class RecordingError(Exception):
     """A step cannot be recorded; the message says why."""
 
 
-def record(steps: Sequence[Step], device: torch.device, *, prepared: bool = False) -> list[Step]:
+def record(
+    steps: Sequence[Step],
+    device: torch.device,
+    *,
+    prepared: bool = False,
+    generators: Sequence[torch.Generator] = (),
+) -> list[Step]:
     """Records each step as a CUDA graph; the graphs share one pool of memory and have to be replayed in this order.
 
     Before anything is recorded, all steps run while PyTorch reports every wait of the host for the device. A step that
@@ -23,6 +29,7 @@ def record(steps: Sequence[Step], device: torch.device, *, prepared: bool = Fals
         steps: Steps that leave their results in tensors of their own, or in some that exist already.
         device: The CUDA device that they run on.
         prepared: Whether the first of them have run before, so that all that is prepared at first use is there.
+        generators: Those that the steps draw random numbers from beside the device's own; every replay draws others.
 
     Raises:
         RecordingError: A step waits for the device, or does something else that a graph cannot hold.
@@ -44,6 +51,8 @@ def record(steps: Sequence[Step], device: torch.device, *, prepared: bool = Fals
     try:
         for step in steps:
             graph = torch.cuda.CUDAGraph()
+            for generator in generators:
+                graph.register_generator_state(generator)
             # another thread, such as a power meter's, may use the driver meanwhile
             with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 step()

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from efficientllm.errors import CellFailure
 from efficientllm.models.cache import BlockState, DecodingCache
 from efficientllm.models.components import component
 from efficientllm.models.config import DecoderConfig
 from efficientllm.models.interfaces import Block, Component, Kernel, Mixer, Position, Span
+from efficientllm.models.recomputation import TwinGenerators, recomputing
 from efficientllm.models.spans import attention_mask, causal_mask, span_behind, spare_keys, spread
 
 _INITIAL_DEVIATION = 0.02
@@ -51,6 +51,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.gradient_checkpointing = False
+        self._twin_generators: TwinGenerators | None = None
         self._compiled: list[Callable[..., Any]] | None = None
         self._compiled_decoding: list[Callable[..., Any]] | None = None
         block_class = component("block", config.block)
@@ -242,8 +243,7 @@ class Decoder(nn.Module):
         self._share(span, hidden_btc)
         auxiliary_loss: torch.Tensor | None = None
         recomputes = self.gradient_checkpointing and self.training and cache is None
-        # the host has to be asked for the random numbers' state, which no CUDA graph can hold
-        random = recomputes and self._draws_random_numbers()
+        recomputed = recomputing(self._twin_generators, random=self._draws_random_numbers()) if recomputes else None
         blocks: Sequence[Callable[..., Any]] = self.blocks()
         if self._compiled is not None and self.training and cache is None:
             blocks = self._compiled
@@ -252,10 +252,8 @@ class Decoder(nn.Module):
         for layer, block in enumerate(blocks):
             state = None if cache is None else cache.blocks[layer]
             parts = (None, None) if state is None else state.parts()
-            if recomputes:
-                hidden_btc, loss = checkpoint(
-                    block, hidden_btc, span, *parts, use_reentrant=False, preserve_rng_state=random
-                )
+            if recomputed is not None:
+                hidden_btc, loss = recomputed(layer, block, hidden_btc, span, *parts)
             else:
                 hidden_btc, loss = block(hidden_btc, span, *parts)
             if loss is not None:
@@ -267,6 +265,20 @@ class Decoder(nn.Module):
     def _reads_whole_rows(self, device: torch.device) -> bool:
         """Whether the attention of a single query is computed by matrix products, which want `spare_keys`."""
         return device.type == "cuda" and (self._mixer.decodes_by_products or self.position.biases_scores)
+
+    def twin_generators(self, device: torch.device) -> list[torch.Generator]:
+        """Has recomputed blocks draw from generators of their own from now on, where they draw any random numbers.
+
+        Args:
+            device: The CUDA device that the decoder lies on.
+
+        Returns:
+            The generators, which a CUDA graph of the training step has to know.
+        """
+        if not (self.gradient_checkpointing and self._draws_random_numbers()):
+            return []
+        self._twin_generators = TwinGenerators(len(self.layers), device)
+        return self._twin_generators.all()
 
     def _draws_random_numbers(self) -> bool:
         """Whether training draws any: an adapter's dropout may."""

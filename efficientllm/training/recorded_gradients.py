@@ -46,6 +46,7 @@ class RecordedGradients:
         batch: The batch to record.
         parameters: Those that get gradients.
         device: The CUDA device.
+        generators: Those that `compute` draws random numbers from beside the device's own.
 
     Raises:
         RecordingError: The computation waits for the device, or does something else that a graph cannot hold.
@@ -58,6 +59,7 @@ class RecordedGradients:
         batch: Batch,
         parameters: Sequence[nn.Parameter],
         device: torch.device,
+        generators: Sequence[torch.Generator] = (),
     ) -> None:
         inputs, labels = batch
         self._device = device
@@ -73,7 +75,7 @@ class RecordedGradients:
 
         self._clear()
         try:
-            (self._replay,) = record([step], device, prepared=True)
+            (self._replay,) = record([step], device, prepared=True, generators=generators)
             self._gradients = [parameter.grad for parameter in parameters]
         finally:
             self._clear()

@@ -157,7 +157,8 @@ class Trainer:
         from efficientllm.cuda_graphs import RecordingError
 
         try:
-            self._recorded = RecordedGradients(self._backward, batch, self._trainable, self.device)
+            generators = self.task.decoder.twin_generators(self.device)
+            self._recorded = RecordedGradients(self._backward, batch, self._trainable, self.device, generators)
             self._launches = "forward and backward pass as one CUDA graph"
         except RecordingError as error:
             self._launches = f"kernel by kernel: {error}"

@@ -5,12 +5,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from efficientllm.config.schema import TrainingSettings
-from efficientllm.cuda_graphs import RecordingError, Step
+from efficientllm.cuda_graphs import RecordingError, Step, record
 from efficientllm.data.packing import IGNORED
 from efficientllm.models.build import build_decoder
 from efficientllm.models.decoder import Decoder
+from efficientllm.models.recomputation import TwinGenerators, recomputing
 from efficientllm.training import recorded_gradients
 from efficientllm.training.losses import Targets, training_loss
 from efficientllm.training.optimizer import parameter_groups
@@ -37,13 +39,17 @@ def gradients_of(decoder: Decoder, compute: Callable[[], torch.Tensor | None]) -
     return float(loss), found
 
 
-def recorded_and_launched(name: str, device: torch.device, monkeypatch: pytest.MonkeyPatch | None = None) -> None:
+def recorded_and_launched(name: str, device: torch.device) -> None:
     torch.manual_seed(0)
     decoder = build_decoder(config_of(**CHANGES[name])).to(device).train()
     parameters = list(decoder.parameters())
 
+    # without it a mixture loops over its experts, for which the host waits
+    autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=name == "moe")
+
     def compute(inputs: torch.Tensor, targets: torch.Tensor | Targets) -> torch.Tensor:
-        loss, cross_entropy = training_loss(decoder, inputs, targets)
+        with autocast:
+            loss, cross_entropy = training_loss(decoder, inputs, targets)
         loss.backward()
         return cross_entropy
 
@@ -57,7 +63,7 @@ def recorded_and_launched(name: str, device: torch.device, monkeypatch: pytest.M
         assert loss == pytest.approx(expected_loss, rel=1e-5)
         assert len(found) == len(expected)
         for one, other in zip(found, expected, strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(one, other, rtol=2e-2 if name == "moe" else 1e-3, atol=1e-5)
     assert recorded(batch_of(1, length=8)) is None
     assert recorded(batch_of(1, ignored=2)) is None
     assert all(parameter.grad is None for parameter in parameters)
@@ -68,7 +74,7 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replays that compute anew and write where the recorded step wrote, as a CUDA graph does."""
     capturing = False
 
-    def record(steps: Sequence[Step], device: torch.device, *, prepared: bool = False) -> list[Step]:
+    def record(steps: Sequence[Step], device: torch.device, **_: Any) -> list[Step]:
         nonlocal capturing
         (step,) = steps
         step()
@@ -201,3 +207,63 @@ def test_training_on_a_gpu(device: str, autocast: str, recompute: bool) -> None:
     assert subject.kernels()["training launches"] == "forward and backward pass as one CUDA graph"
     for one, other in zip(weights_after(subject, 6), expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-2, atol=2e-3)
+
+
+class _Masked(nn.Module):
+    """Its output tells the mask that was drawn, and so does the gradient of its factor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(64))
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = torch.tanh(self.dropout(hidden) * self.factor)
+        return output
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=NEEDS_GPU)])
+def test_recomputed_blocks_draw_the_same_random_numbers_in_a_graph(device: str, compiled: bool) -> None:
+    blocks = [_Masked().to(device) for _ in range(3)]
+    parameters = [block.factor for block in blocks]
+    twins = TwinGenerators(len(blocks), torch.device(device))
+    recomputed = recomputing(twins, random=True)
+    called = [torch.compile(block) if compiled else block for block in blocks]
+    hidden = torch.rand(4, 64, device=device) + 0.5
+    outputs = torch.empty(3, 4, 64, device=device)
+
+    def step() -> None:
+        for parameter in parameters:
+            parameter.grad = None
+        for index, block in enumerate(called):
+            output = recomputed(index, block, hidden)
+            outputs[index] = output.detach()
+            output.sum().backward()
+
+    step()
+    (replay,) = record([step], torch.device(device), prepared=True, generators=twins.all())
+    gradients, seen = [parameter.grad for parameter in parameters], []
+    for _ in range(3):
+        replay()
+        for output, gradient in zip(outputs, gradients, strict=True):
+            kept = output != 0
+            doubled = 2 * hidden
+            expected = (kept * doubled * (1 - torch.tanh(doubled) ** 2)).sum(dim=0)
+            torch.testing.assert_close(gradient, expected)
+            assert 60 < int(kept.sum()) < 196
+            seen.append(kept.flatten().tolist())
+    assert len({tuple(mask) for mask in seen}) == 9  # every block and every replay draws others
+
+
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=NEEDS_GPU)])
+def test_adapters_with_dropout_and_recomputed_activations_are_recorded(device: str) -> None:
+    subject = trainer(torch.device(device), recompute_activations=True, autocast="bfloat16")
+    for block in subject.task.decoder.blocks():
+        block.feedforward.down_proj = nn.Sequential(block.feedforward.down_proj, nn.Dropout(0.1))
+    subject.compile_ahead()
+    subject.record()
+    assert subject.kernels()["training launches"] == "forward and backward pass as one CUDA graph"
+    subject.task.model.train()
+    losses = [float(subject.step(0).loss) for _ in range(20)]
+    assert losses[-1] < losses[0] - 0.3
