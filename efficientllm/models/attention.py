@@ -79,9 +79,7 @@ def attend(
             mask = mask.view(mask.shape[0], -1, groups, mask.shape[-1])
         # the token's own dimension is left out: compiled code gives one of length 1 any stride, and kernels refuse some
         folded = q_bhtd[:, :, 0].unflatten(1, (-1, groups))
-        if q_bhtd.device.type == "cuda" and (mask is not None or k_bksd.shape[-1] != v_bkse.shape[-1]):
-            # the one fused kernel that takes a mask, or values of another width than the keys', lets a single
-            # multiprocessor read all the keys and values of a head; the scores of one query are small
+        if (mask is not None or k_bksd.shape[-1] != v_bkse.shape[-1]) and _decodes_by_products(q_bhtd.device):
             out = single_query_attention(folded, k_bksd, v_bkse, mask, scale)
         else:
             out = F.scaled_dot_product_attention(folded, k_bksd, v_bkse, attn_mask=mask, scale=scale)
@@ -95,6 +93,15 @@ def attend(
         return F.scaled_dot_product_attention(
             q_bhtd, k_bksd, v_bkse, attn_mask=mask, is_causal=span.causal, scale=scale, enable_gqa=groups > 1
         )
+
+
+def _decodes_by_products(device: torch.device) -> bool:
+    """Whether one query that a mask meets, or values of another width than the keys', is attention by two matrix products.
+
+    The one fused kernel of a GPU that takes them lets a single multiprocessor read all the keys and values of a head. The
+    scores of one query are small.
+    """
+    return device.type == "cuda"
 
 
 def _plain_attention(

@@ -15,7 +15,7 @@ from efficientllm.models.components import component
 from efficientllm.models.config import DecoderConfig
 from efficientllm.models.interfaces import Block, Component, Kernel, Mixer, Position, Span
 from efficientllm.models.recomputation import TwinGenerators, recomputing
-from efficientllm.models.spans import attention_mask, causal_mask, span_behind, spare_keys, spread
+from efficientllm.models.spans import attention_mask, causal_mask, span_behind, spread, whole_rows
 
 _INITIAL_DEVIATION = 0.02
 
@@ -214,13 +214,14 @@ class Decoder(nn.Module):
 
         Args:
             batch_size: Number of sequences.
-            max_length: Longest sequence, prompt and output together; a GPU may be given up to seven rows more.
+            max_length: Longest sequence, prompt and output together; a GPU may be given up to fifteen rows more.
             dtype: Type of the states; by default the embedding's.
             device: Their device; by default the embedding's.
         """
         dtype = dtype or self.embed_tokens.weight.dtype
         device = device or self.embed_tokens.weight.device
-        rows = max_length + (spare_keys(max_length) if self._reads_whole_rows(torch.device(device)) else 0)
+        # some behind the last: a program that reads a part of the cache is not the one that reads all of it
+        rows = whole_rows(max_length) + 8 if self._reads_whole_rows(torch.device(device)) else max_length
         blocks = [
             BlockState(
                 block.mixer.new_cache(batch_size, rows, dtype, device),
@@ -263,7 +264,7 @@ class Decoder(nn.Module):
         return self.norm(hidden_btc), auxiliary_loss
 
     def _reads_whole_rows(self, device: torch.device) -> bool:
-        """Whether the attention of a single query is computed by matrix products, which want `spare_keys`."""
+        """Whether the attention of a single query is computed by matrix products, which want `whole_rows`."""
         return device.type == "cuda" and (self._mixer.decodes_by_products or self.position.biases_scores)
 
     def twin_generators(self, device: torch.device) -> list[torch.Generator]:
@@ -293,8 +294,10 @@ class Decoder(nn.Module):
         span.rotation = self.position.rotation(span, self._mixer.rotary_dim, like)
         bias_hp = self.position.bias_by_distance(span.end, like)
         if span.length == 1 and span.start > 0 and span.key_real_bs is None and self._reads_whole_rows(device):
-            span.spare_keys = spare_keys(span.end)
-        span.attention_mask = attention_mask(span, hidden_btc.device)
+            span.keys = whole_rows(span.end)
+            span.attention_mask = causal_mask(span, device)
+        else:
+            span.attention_mask = attention_mask(span, device)
         if bias_hp is not None and span.attention_mask is None and span.start == 0 and self._mixer.applies_bias(device):
             from efficientllm.models.biased_attention import causal_blocks
 

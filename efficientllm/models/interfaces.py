@@ -44,7 +44,7 @@ class Span:
             `Position.bias_by_distance`), where no mask carries them; None otherwise.
         causal_blocks: FlexAttention's block mask of a causal pass, where a bias by distance needs one; None otherwise.
         cudnn_first: Whether cuDNN's attention comes before PyTorch's own.
-        spare_keys: Rows of the cache behind the last key that are read with the others, and hidden by the mask.
+        keys: Number of keys S that a mixer reads from its cache: those up to `end`, or some more that the mask hides.
         shared: Tensors that an earlier layer of this pass left for later ones.
     """
 
@@ -60,18 +60,16 @@ class Span:
     bias_by_distance_hp: torch.Tensor | None = None
     causal_blocks: Any = None
     cudnn_first: bool = False
-    spare_keys: int = 0
+    keys: int = field(init=False)
     shared: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.keys = self.end
 
     @property
     def end(self) -> int:
         """Number of tokens up to here: the cached ones and this pass."""
         return self.start + self.length
-
-    @property
-    def keys(self) -> int:
-        """Number of keys S that a mixer reads from its cache."""
-        return self.end + self.spare_keys
 
 
 class NoOptions(Section):

@@ -6,13 +6,13 @@ from efficientllm.models.cache import DecodingCache
 from efficientllm.models.interfaces import Span
 
 
-def spare_keys(keys: int) -> int:
-    """Returns how many keys are missing to a multiple of 8.
+def whole_rows(keys: int) -> int:
+    """Returns the next multiple of 8.
 
     A GPU's matrix products of 16-bit numbers read whole rows of 16 bytes, and are slow where rows have other lengths: 35 us
     instead of 5 for the values of 8 sequences of 2,033 tokens instead of 2,032 (docs/log.md).
     """
-    return -keys % 8
+    return -(-keys // 8) * 8
 
 
 def span_behind(input_ids_bt: torch.Tensor, cache: DecodingCache | None, padding_mask_bt: torch.Tensor | None) -> Span:
@@ -60,8 +60,7 @@ def spread(bias_hp: torch.Tensor, span: Span) -> torch.Tensor:
 def attention_mask(span: Span, device: torch.device) -> torch.Tensor | None:
     """Boolean mask broadcastable to `[B, H, T, S]`; None where the causal flag, or a single query, says it all."""
     if span.key_real_bs is None:
-        sees_all = span.start == 0 or (span.length == 1 and not span.spare_keys)
-        return None if sees_all else causal_mask(span, device)
+        return None if span.start == 0 or span.length == 1 else causal_mask(span, device)
     causal = causal_mask(span, device)
     # a padding token sees itself, so that no row of the softmax is empty
     itself = torch.eye(span.length, span.end, dtype=torch.bool, device=device).roll(span.start, dims=1)

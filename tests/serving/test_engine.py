@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from torch._inductor import config as inductor_config
 from torch._inductor.utils import run_and_get_code
 
 from efficientllm.cuda_graphs import RecordingError
+from efficientllm.models import attention
 from efficientllm.models import decoder as decoder_module
 from efficientllm.models.build import build_decoder
 from efficientllm.models.decoder import Decoder
@@ -351,22 +353,49 @@ def test_alternatives_are_timed_by_turns(make_config: Any, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("name", ["mla", "relative"])
-def test_spare_keys_are_read_and_change_nothing(make_config: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_behind_the_last_key_are_read_and_change_nothing(
+    make_config: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     decoder = made(make_config, CHANGES[name])
     expected = [GreedyEngine(decoder, 3, 7, count).generate(prompts_of(0)).tokens for count in (12, 3)]
     monkeypatch.setattr(Decoder, "_reads_whole_rows", lambda self, device: True)
     read: list[int] = []
-    mask_of = decoder_module.attention_mask
+    mask_of = decoder_module.causal_mask
 
     def noted(span: Any, device: torch.device) -> Any:
-        read.append(span.keys)
+        if span.length == 1:
+            read.append(span.keys)
         return mask_of(span, device)
 
-    monkeypatch.setattr(decoder_module, "attention_mask", noted)
+    monkeypatch.setattr(decoder_module, "causal_mask", noted)
     for tokens in expected:
         read.clear()
         engine = GreedyEngine(decoder, 3, 7, tokens.shape[1])
         assert torch.equal(engine.generate(prompts_of(0)).tokens, tokens)
-        assert read == [7, *(-(-end // 8) * 8 for end in range(8, 7 + tokens.shape[1]))]
-        engine.decode()  # the rows that are spare now hold what was there before
+        assert read == [*(-(-end // 8) * 8 for end in range(8, 7 + tokens.shape[1]))]
+        engine.decode()  # the rows behind the last key now hold what was there before
         assert torch.equal(engine._tokens, tokens)
+
+
+@pytest.mark.parametrize("name", ["mla", "relative"])
+def test_one_program_reads_whole_rows_at_every_position(
+    make_config: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU what is not compiled in the first steps cannot be recorded."""
+    monkeypatch.setattr(Decoder, "_reads_whole_rows", lambda self, device: True)
+    monkeypatch.setattr(attention, "_decodes_by_products", lambda device: True)
+    decoder, prompts = made(make_config, CHANGES[name]), prompts_of(0, length=35)  # 40 keys, and nothing else of 40
+    expected = GreedyEngine(decoder, 3, 35, 24).generate(prompts).tokens
+    torch.compiler.reset()
+    decoder.compile_decoding()
+    programs: list[int] = []
+    step = GreedyEngine._step
+
+    def counted(self: GreedyEngine, index: int) -> None:
+        step(self, index)
+        programs.append(counters["stats"]["unique_graphs"])
+
+    monkeypatch.setattr(GreedyEngine, "_step", counted)
+    assert torch.equal(GreedyEngine(decoder, 3, 35, 24).generate(prompts).tokens, expected)
+    assert programs[4] > programs[0]
+    assert programs[-1] == programs[4]
