@@ -34,6 +34,21 @@ def select_device() -> "torch.device":
     return torch.device("cpu")
 
 
+def to_device(tensor: "torch.Tensor", device: "torch.device") -> "torch.Tensor":
+    """Moves a tensor without waiting for what a GPU has yet to do.
+
+    From ordinary memory CUDA copies more than 64 KiB only when the GPU has come that far, and the host, which should be
+    launching the next step's kernels meanwhile, waits for it.
+
+    Args:
+        tensor: In host memory, or on the device already.
+        device: Where it is wanted.
+    """
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.contiguous().pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 def autocast_type(setting: Literal["auto", "none", "bfloat16"], device: "torch.device") -> "torch.dtype | None":
     """Resolves the `autocast` parameter to the type of mixed-precision training.
 

@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from efficientllm.data.packing import IGNORED
+from efficientllm.device import to_device
 from efficientllm.models.decoder import Decoder
 
 _CHUNK_BYTES = 1 << 30
@@ -57,8 +58,8 @@ def targets(labels: torch.Tensor, device: torch.device) -> Targets:
     kept_n, rows_n = labels_n != IGNORED, None
     if not bool(kept_n.all()):
         rows_n = kept_n.nonzero().flatten()
-        labels_n, rows_n = labels_n[rows_n], rows_n.to(device, non_blocking=True)
-    return Targets(labels_n.to(device, non_blocking=True), rows_n, any_ignored=False)
+        labels_n, rows_n = labels_n[rows_n], to_device(rows_n, device)
+    return Targets(to_device(labels_n, device), rows_n, any_ignored=False)
 
 
 def token_losses(logits_btv: torch.Tensor, labels_bt: torch.Tensor) -> torch.Tensor:

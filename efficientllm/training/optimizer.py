@@ -39,8 +39,7 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """Builds AdamW; each group's `lr_scale` (default 1) multiplies the scheduled learning rate.
 
-    `adamw` is torch's fused one. `adamw_8bit` keeps both moments in 8 bits, in blocks with one scale each (Dettmers et
-    al. 2021, arXiv 2110.02861), by bitsandbytes.
+    `adamw` is torch's fused one, `adamw_8bit` that of `training/adamw_8bit.py`.
 
     Raises:
         CellFailure: `adamw_8bit` is asked for and the parameters do not lie on a GPU.
@@ -51,10 +50,9 @@ def build_optimizer(
         return torch.optim.AdamW(listed, lr=learning_rate, betas=betas, fused=True)
     if listed[0]["params"][0].device.type != "cuda":
         raise CellFailure("training.optimizer is adamw_8bit, which needs a CUDA GPU: set it to adamw")
-    from bitsandbytes.optim import AdamW8bit
+    from efficientllm.training.adamw_8bit import UnwaitedAdamW8bit
 
-    optimizer: torch.optim.Optimizer = AdamW8bit(listed, lr=learning_rate, betas=betas)
-    return optimizer
+    return UnwaitedAdamW8bit(listed, lr=learning_rate, betas=betas)
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:

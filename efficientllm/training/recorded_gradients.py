@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from efficientllm.cuda_graphs import record
+from efficientllm.device import to_device
 from efficientllm.training.losses import Targets, targets
 
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -89,7 +90,7 @@ class RecordedGradients:
         found = targets(labels, self._device)
         if _Shape.of(inputs, found) != self._shape:
             return None
-        self._inputs.copy_(inputs, non_blocking=True)
+        self._inputs.copy_(to_device(inputs, self._device))
         self._targets.labels_n.copy_(found.labels_n)
         if self._targets.rows_n is not None and found.rows_n is not None:
             self._targets.rows_n.copy_(found.rows_n)

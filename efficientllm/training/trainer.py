@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from efficientllm.config.schema import TrainingSettings
-from efficientllm.device import autocast_type
+from efficientllm.device import autocast_type, to_device
 from efficientllm.distributed import world
 from efficientllm.errors import CellFailure, Terminated
 from efficientllm.termination import termination_noted
@@ -176,7 +176,7 @@ class Trainer:
             inputs, labels, weight = self.world.share(inputs, labels)
         with self._gradients_kept(until_next=until_next):
             # labels stay where they are: the loss leaves out ignored ones without waiting for the device
-            return self._backward(inputs.to(self.device, non_blocking=True), labels, weight)
+            return self._backward(to_device(inputs, self.device), labels, weight)
 
     def _backward(self, inputs: torch.Tensor, labels: torch.Tensor | Targets, weight: float = 1.0) -> torch.Tensor:
         with self._mixed_precision():
