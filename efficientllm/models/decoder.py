@@ -118,7 +118,7 @@ class Decoder(nn.Module):
         else:
             self._compiled = [torch.compile(block, dynamic=False) for block in self.layers]
 
-    def compile_decoding(self, options: Mapping[str, Any] | None = None) -> str | None:
+    def compile_decoding(self, options: Mapping[str, Any] | None = None) -> None:
         """Compiles the blocks for decoding token by token behind a cache, once for all batch sizes and positions.
 
         A step of a small batch consists of small kernels, several to a norm or a rotation, and the compiler fuses them.
@@ -126,17 +126,15 @@ class Decoder(nn.Module):
 
         Args:
             options: Of the compiler, as `torch.compile` takes them.
-
-        Returns:
-            Why the blocks stay as they are, or None.
         """
-        for part in self.components():
-            if not part.compiles_decoding:
-                return f"{type(part).__name__} takes another path every few positions"
         self._compiled_decoding = [
             torch.compile(block, dynamic=True, options=dict(options or {})) for block in self.layers
         ]
-        return None
+
+    @property
+    def decoding_period(self) -> int:
+        """Positions after which decoding has taken all its paths."""
+        return self._mixer.decoding_period
 
     def decode_uncompiled(self) -> None:
         """Takes `compile_decoding` back."""

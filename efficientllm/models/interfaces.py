@@ -93,8 +93,6 @@ class Component(nn.Module):
     """What the fast implementation is, as records show it; None where there is but one."""
     compiles_on_cpu: bool = True
     """Whether torch.compile's programs for a CPU train it rightly."""
-    compiles_decoding: bool = True
-    """Whether one compiled program decodes at every position."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -155,6 +153,8 @@ class Mixer(Component, ABC):
     kind = "mixer"
     rotary_dim: int = 0
     """Width of the part of a head that a positional encoding may rotate; 0 where there is none."""
+    decoding_period: int = 1
+    """Positions after which decoding has taken all its paths."""
     decodes_by_products: bool = False
     """Whether a GPU computes the attention of a single query by matrix products even where no mask is needed."""
 

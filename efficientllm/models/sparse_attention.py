@@ -40,6 +40,10 @@ class SparseLayout:
         """Number of compression blocks that are complete after `tokens` tokens."""
         return max(0, (tokens - self.compression_block) // self.compression_stride + 1)
 
+    def completes(self, tokens: int) -> bool:
+        """Whether the last of `tokens` tokens completes a compression block."""
+        return tokens >= self.compression_block and (tokens - self.compression_block) % self.compression_stride == 0
+
     def selectable(self, tokens: int) -> int:
         """Number of selection blocks that `tokens` tokens touch."""
         return -(-tokens // self.selection_block)

@@ -163,14 +163,12 @@ class GreedyEngine:
         """Has decoding run compiled from now on, or says why not."""
         single = self._prompts.shape[0] == 1
         options = _single_sequence_options() if single else None
-        obstacle = self._decoder.compile_decoding(options)
-        if obstacle is not None:
-            return obstacle
+        self._decoder.compile_decoding(options)
         if single:
             self._project = torch.compile(self._decoder.project, dynamic=True, options=options)
         self._most_likely = torch.compile(_most_likely, dynamic=True)
         try:
-            for step in steps[:_COMPARED]:
+            for step in steps[: max(_COMPARED, 1 + self._decoder.decoding_period)]:
                 step()
         except torch.OutOfMemoryError:
             raise

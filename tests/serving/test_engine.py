@@ -24,6 +24,16 @@ RECORDED = "CUDA graphs, one per position; decoding compiled block by block"
 MOE = {"experts": 4, "experts_per_token": 2, "load_balancing_weight": 0.01}
 CHANGES: dict[str, dict[str, Any]] = {
     **FAMILIES,
+    "nsa-wide": {
+        "mixer": "nsa",
+        "mixer_options": {
+            "compression_block": 16,
+            "compression_stride": 8,
+            "selection_block": 16,
+            "selected_blocks": 3,
+            "sliding_window": 12,
+        },
+    },
     "sinusoidal": {"position": "sinusoidal"},
     "learned-moe": {"position": "learned", "feedforward": "moe", "feedforward_options": MOE},
 }
@@ -122,7 +132,7 @@ def test_decoding_again_decodes_the_same_tokens(make_config: Any, name: str) -> 
         assert torch.equal(engine._tokens, expected)
 
 
-@pytest.mark.parametrize("name", ["gqa", "mla"])
+@pytest.mark.parametrize("name", ["gqa", "mla", "nsa"])
 def test_compiled_decoding_gives_the_same_tokens(make_config: Any, name: str) -> None:
     decoder, prompts = made(make_config, FAMILIES[name]), prompts_of(0)
     shapes = ((3, 7, 9), (2, 5, 6))
@@ -168,11 +178,6 @@ def test_a_compiled_query_is_aligned_where_biased_products_are_the_compilers(mak
         queries = re.findall(r"scaled_dot_product\w*\.default\(reinterpret_tensor\(\w+, \(.*?\), \((.*?)\)", program)
         assert queries
         assert all(int(stride) % 4 == 0 for query in queries for stride in query.split(", ")[:-1])
-
-
-def test_a_mixer_of_several_paths_is_left_uncompiled(make_config: Any) -> None:
-    decoder = made(make_config, FAMILIES["nsa"])
-    assert decoder.compile_decoding() == "NativeSparseAttention takes another path every few positions"
 
 
 def test_an_engine_frees_its_memory_with_its_last_reference(make_config: Any) -> None:
@@ -288,7 +293,7 @@ def engine_steps(engine: GreedyEngine) -> list[Any]:
 
 
 def on_gpu(decoder: Decoder, prompts: torch.Tensor) -> tuple[str, torch.Tensor]:
-    engine = GreedyEngine(decoder.cuda(), len(prompts), 7, 9)
+    engine = GreedyEngine(decoder.cuda(), len(prompts), 7, 24)
     first = engine.generate(prompts.cuda(), time_tokens=True)
     assert first.token_times == sorted(first.token_times)
     again = engine.generate(prompts.cuda()).tokens
@@ -299,14 +304,12 @@ def on_gpu(decoder: Decoder, prompts: torch.Tensor) -> tuple[str, torch.Tensor]:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("changes", FAMILIES.values(), ids=FAMILIES)
+@pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES)
 def test_graphs_give_the_same_tokens(make_config: Any, changes: dict[str, Any], batch: int) -> None:
     decoder, prompts = made(make_config, changes), prompts_of(0)[:batch]
-    expected = GreedyEngine(decoder, batch, 7, 9).generate(prompts).tokens
+    expected = GreedyEngine(decoder, batch, 7, 24).generate(prompts).tokens
     execution, found = on_gpu(decoder, prompts)
-    uncompiled = "CUDA graphs, one per position; decoding not compiled: NativeSparseAttention takes another path every few positions"
-    slower = "CUDA graphs, one per position; decoding not compiled: that would be slower"
-    assert execution in ([uncompiled] if changes.get("mixer") == "nsa" else [RECORDED, slower])
+    assert execution in (RECORDED, "CUDA graphs, one per position; decoding not compiled: that would be slower")
     assert torch.equal(found, expected)
 
 
@@ -377,11 +380,11 @@ def test_rows_behind_the_last_key_are_read_and_change_nothing(
         assert torch.equal(engine._tokens, tokens)
 
 
-@pytest.mark.parametrize("name", ["mla", "relative"])
-def test_one_program_reads_whole_rows_at_every_position(
+@pytest.mark.parametrize("name", ["gqa", "mla", "relative", "nsa-wide"])
+def test_programs_of_the_first_steps_serve_every_position(
     make_config: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a GPU what is not compiled in the first steps cannot be recorded."""
+    """On a GPU what is compiled later cannot be recorded."""
     monkeypatch.setattr(Decoder, "_reads_whole_rows", lambda self, device: True)
     monkeypatch.setattr(attention, "_decodes_by_products", lambda device: True)
     decoder, prompts = made(make_config, CHANGES[name]), prompts_of(0, length=35)  # 40 keys, and nothing else of 40
@@ -397,5 +400,6 @@ def test_one_program_reads_whole_rows_at_every_position(
 
     monkeypatch.setattr(GreedyEngine, "_step", counted)
     assert torch.equal(GreedyEngine(decoder, 3, 35, 24).generate(prompts).tokens, expected)
-    assert programs[4] > programs[0]
-    assert programs[-1] == programs[4]
+    prepared = max(4, decoder.decoding_period)
+    assert programs[prepared] > programs[0]
+    assert programs[-1] == programs[prepared]

@@ -47,7 +47,6 @@ class NativeSparseAttention(Mixer):
     Options = SparseOptions
     reference_kernel = "masked scores of a few queries at a time"
     fast_kernel = "block-sparse Triton kernels"
-    compiles_decoding = False  # a token that completes a block takes another path than one that does not
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__(config)
@@ -56,6 +55,7 @@ class NativeSparseAttention(Mixer):
         if config.heads % config.key_value_heads:
             raise ParameterError(f"heads {config.heads} is not a multiple of key_value_heads {config.key_value_heads}")
         self.layout = _checked_layout(self.options)
+        self.decoding_period = self.layout.compression_stride  # a token that completes a block takes a path of its own
         self.heads, self.key_value_heads, self.head_dim = config.heads, config.key_value_heads, config.head_dim
         self.rotary_dim = config.head_dim
         width, shared = config.hidden_size, config.key_value_heads * config.head_dim
@@ -121,7 +121,8 @@ class NativeSparseAttention(Mixer):
             from efficientllm.models.sparse_kernels.branches import fast_sparse_attention
 
             return fast_sparse_attention(q_bthd, memory, self.layout)
-        start = chunk.start if chunk.order_bt is None else None
+        # the keys of a single query are all within reach of it, and the rest of the cache behind them is hidden
+        start = chunk.start if chunk.order_bt is None and chunk.length > 1 else None
         return sparse_attention(q_bthd, memory, chunk.positions_bt, start, self.layout)
 
     def _extend(
@@ -151,6 +152,8 @@ class NativeSparseAttention(Mixer):
         selected, sliding = later_btkd.chunk(2, dim=2)
         if state is None:
             return self._compress(compression, raw_btkd, 0, chunk, rotation), selected, sliding
+        if chunk.length == 1 and not chunk.fresh and chunk.order_bt is None:
+            return self._extend_by_one(name, compression, raw_btkd, later_btkd, chunk.start, rotation, state)
         recent, window = state[f"recent_{name}"], state[f"sliding_{name}"]
         tail, reach = recent.shape[1], window.shape[1]
         raw_btkd = torch.cat((recent.to(raw_btkd.dtype), raw_btkd), dim=1)
@@ -165,6 +168,34 @@ class NativeSparseAttention(Mixer):
         end = chunk.start + chunk.length
         blocks = self.layout.compressed(end)
         return state[f"compressed_{name}"][:, :blocks], state[f"selected_{name}"][:, :end], near
+
+    def _extend_by_one(
+        self,
+        name: str,
+        compression: BlockCompression,
+        raw_btkd: torch.Tensor,
+        later_btkd: torch.Tensor,
+        before: int,
+        rotation: Rotation | None,
+        state: LayerState,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """`_extend` by one token of each sequence, in shapes that are the same at every position.
+
+        So one compiled program decodes all of them, and a second one those tokens that complete a block.
+        """
+        selected, sliding = later_btkd.chunk(2, dim=2)
+        recent, window = state[f"recent_{name}"], state[f"sliding_{name}"]
+        latest = torch.cat((recent, raw_btkd.to(recent.dtype)), dim=1)
+        near = torch.cat((window, sliding.to(window.dtype)), dim=1)
+        recent.copy_(latest[:, 1:])
+        window.copy_(near[:, 1:])
+        state[f"selected_{name}"][:, before : before + 1] = selected
+        if self.layout.completes(before + 1):
+            compressed = compression(latest[:, None])
+            if rotation is not None:
+                compressed = rotate(compressed, rotation)  # the block's last token is this one
+            put(state[f"compressed_{name}"], self.layout.compressed(before + 1) - 1, compressed)
+        return state[f"compressed_{name}"], state[f"selected_{name}"], near
 
     def _compress(
         self,
