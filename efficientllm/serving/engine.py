@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from efficientllm.cuda_graphs import RecordingError, Step, record
+from efficientllm.models.cuda_graphs import RecordingError, Step, record
 from efficientllm.models.decoder import Decoder
 from efficientllm.serving.clock import Clock
 

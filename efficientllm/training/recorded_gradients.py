@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from efficientllm.cuda_graphs import record
 from efficientllm.device import to_device
+from efficientllm.models.cuda_graphs import record
 from efficientllm.training.losses import Targets, targets
 
 Batch = tuple[torch.Tensor, torch.Tensor]

@@ -154,7 +154,7 @@ class Trainer:
         if not alike(batch, self.task.batch(1)):
             self._launches = "kernel by kernel: each batch has a shape of its own"
             return
-        from efficientllm.cuda_graphs import RecordingError
+        from efficientllm.models.cuda_graphs import RecordingError
 
         try:
             generators = self.task.decoder.twin_generators(self.device)

@@ -10,10 +10,10 @@ from torch._dynamo.utils import counters
 from torch._inductor import config as inductor_config
 from torch._inductor.utils import run_and_get_code
 
-from efficientllm.cuda_graphs import RecordingError
 from efficientllm.models import attention
 from efficientllm.models import decoder as decoder_module
 from efficientllm.models.build import build_decoder
+from efficientllm.models.cuda_graphs import RecordingError
 from efficientllm.models.decoder import Decoder
 from efficientllm.quantization.precision import precision
 from efficientllm.serving.engine import GreedyEngine

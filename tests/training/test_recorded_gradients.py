@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from efficientllm.config.schema import TrainingSettings
-from efficientllm.cuda_graphs import RecordingError, Step, record
 from efficientllm.data.packing import IGNORED
 from efficientllm.models.build import build_decoder
+from efficientllm.models.cuda_graphs import RecordingError, Step, record
 from efficientllm.models.decoder import Decoder
 from efficientllm.models.recomputation import TwinGenerators, recomputing
 from efficientllm.training import recorded_gradients

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from efficientllm.cuda_graphs import RecordingError, record
+from efficientllm.models.cuda_graphs import RecordingError, record
 
 DEVICE = torch.device("cuda")
 
