@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from efficientllm.device import to_device
-from efficientllm.models.cuda_graphs import record
+from efficientllm.models.cuda_graphs import RecordingError, record
 from efficientllm.training.losses import Targets, targets
 
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -102,3 +102,34 @@ class RecordedGradients:
     def _clear(self) -> None:
         for parameter in self._parameters:
             parameter.grad = None
+
+
+def recorded(
+    compute: Callable[[torch.Tensor, Targets], torch.Tensor],
+    first_batches: Sequence[Batch],
+    parameters: Sequence[nn.Parameter],
+    device: torch.device,
+    generators: Callable[[], Sequence[torch.Generator]],
+) -> tuple[RecordedGradients | None, str]:
+    """Records gradients where a run's batches are alike and memory suffices.
+
+    Args:
+        compute: As `RecordedGradients` takes it.
+        first_batches: The run's first two batches.
+        parameters: Those that get gradients.
+        device: The CUDA device.
+        generators: Makes those that `compute` draws from beside the device's own; called if there is something to record.
+
+    Returns:
+        The recording or None, and how the gradients are launched, in words.
+    """
+    if not alike(*first_batches):
+        return None, "kernel by kernel: each batch has a shape of its own"
+    try:
+        made = RecordedGradients(compute, first_batches[0], parameters, device, generators())
+    except RecordingError as error:
+        return None, f"kernel by kernel: {error}"
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return None, "kernel by kernel: the memory that a CUDA graph keeps to itself was too much"
+    return made, "forward and backward pass as one CUDA graph"

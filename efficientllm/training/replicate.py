@@ -52,6 +52,7 @@ def _quality(configuration: Configuration, axis: Axis, cell: str, seed: int, dev
     check_directory(paths.DATA)
     decoder, trainer = (_pretraining if axis == "pretrain" else _tuning)(seeded, cell, device)
     checkpoints = paths.checkpoint(f"replica-{axis}", f"{cell}-{seed}")
+    trainer.prepare()
     trainer.run(
         checkpoints=checkpoints,
         fingerprint=fingerprint(

@@ -30,8 +30,7 @@ def train(
         tokens_per_step: Training tokens of one optimizer step, for the curve.
         save: Writes the model's artifact.
     """
-    trainer.compile_ahead()
-    trainer.record()
+    trainer.prepare()
     gc.collect()  # or what was dropped while the model was built would be kept for the whole training
     meter = EnergyMeter(trainer.device)
     others = trainer.world

@@ -19,7 +19,7 @@ from efficientllm.training.checkpoint import Progress, load_checkpoint, save_che
 from efficientllm.training.display import Display
 from efficientllm.training.losses import Targets, TrainingLoss
 from efficientllm.training.optimizer import build_optimizer, learning_rate_at
-from efficientllm.training.recorded_gradients import Batch, RecordedGradients, alike
+from efficientllm.training.recorded_gradients import Batch, RecordedGradients, recorded
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,11 @@ class Trainer:
             mean, norm = self.world.mean(mean), whole(norm)
         return StepResult(mean, tokens, norm)
 
+    def prepare(self) -> None:
+        """Compiles and records what a run will launch again and again; weights, optimizer and random numbers stay as they are."""
+        self.compile_ahead()
+        self.record()
+
     def compile_ahead(self) -> None:
         """Compiles the blocks for each shape of batch, where they are compiled, so that a run's time and energy leave it out.
 
@@ -150,27 +155,19 @@ class Trainer:
         if self.world is not None or self.settings.gradient_accumulation > 1:
             self._launches = "kernel by kernel: a graph would hold the work of one process and one micro-batch"
             return
-        batch = self.task.batch(0)
-        if not alike(batch, self.task.batch(1)):
-            self._launches = "kernel by kernel: each batch has a shape of its own"
-            return
-        from efficientllm.models.cuda_graphs import RecordingError
-
-        try:
-            generators = self.task.decoder.twin_generators(self.device)
-            self._recorded = RecordedGradients(self._backward, batch, self._trainable, self.device, generators)
-            self._launches = "forward and backward pass as one CUDA graph"
-        except RecordingError as error:
-            self._launches = f"kernel by kernel: {error}"
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            self._launches = "kernel by kernel: the memory that a CUDA graph keeps to itself was too much"
+        self._recorded, self._launches = recorded(
+            self._backward,
+            [self.task.batch(0), self.task.batch(1)],
+            self._trainable,
+            self.device,
+            lambda: self.task.decoder.twin_generators(self.device),
+        )
 
     def _add_gradients(self, batch: Batch, *, until_next: bool) -> torch.Tensor:
         """Adds a micro-batch's share of a step's gradients; returns its cross-entropy."""
-        recorded = None if self._recorded is None else self._recorded(batch)
-        if recorded is not None:
-            return recorded
+        replayed = None if self._recorded is None else self._recorded(batch)
+        if replayed is not None:
+            return replayed
         (inputs, labels), weight = batch, 1.0
         if self.world is not None:
             inputs, labels, weight = self.world.share(inputs, labels)
