@@ -17,7 +17,7 @@ Contexts: TypeAlias = tuple[contextlib.AbstractContextManager[None], contextlib.
 class TwinGenerators:
     """Two generators for each block, always in the same state: one for the first computation, one for the second.
 
-    Both draw equally much in every pass, so nothing need be remembered from one to the other.
+    Both draw equally much in every pass, so nothing need be remembered from one to the other. Their seeds follow from PyTorch's.
 
     Args:
         blocks: Number of blocks.
@@ -27,7 +27,7 @@ class TwinGenerators:
     def __init__(self, blocks: int, device: torch.device) -> None:
         index = torch.cuda.current_device() if device.index is None else device.index
         self._default = torch.cuda.default_generators[index]
-        seeds = torch.randint(2**62, (blocks,)).tolist()
+        seeds = torch.randint(2**62, (blocks,), generator=torch.Generator().manual_seed(torch.initial_seed())).tolist()
         firsts = [torch.Generator(torch.device("cuda", index)).manual_seed(seed) for seed in seeds]
         self._pairs = [(first, first.clone_state()) for first in firsts]
 

@@ -155,13 +155,14 @@ class Trainer:
         if self.world is not None or self.settings.gradient_accumulation > 1:
             self._launches = "kernel by kernel: a graph would hold the work of one process and one micro-batch"
             return
-        self._recorded, self._launches = recorded(
-            self._backward,
-            [self.task.batch(0), self.task.batch(1)],
-            self._trainable,
-            self.device,
-            lambda: self.task.decoder.twin_generators(self.device),
-        )
+        with torch.random.fork_rng([self.device]):
+            self._recorded, self._launches = recorded(
+                self._backward,
+                [self.task.batch(0), self.task.batch(1)],
+                self._trainable,
+                self.device,
+                lambda: self.task.decoder.twin_generators(self.device),
+            )
 
     def _add_gradients(self, batch: Batch, *, until_next: bool) -> torch.Tensor:
         """Adds a micro-batch's share of a step's gradients; returns its cross-entropy."""
