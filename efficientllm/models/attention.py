@@ -79,7 +79,7 @@ def attend(
             mask = mask.view(mask.shape[0], -1, groups, mask.shape[-1])
         # the token's own dimension is left out: compiled code gives one of length 1 any stride, and kernels refuse some
         folded = q_bhtd[:, :, 0].unflatten(1, (-1, groups))
-        if (mask is not None or k_bksd.shape[-1] != v_bkse.shape[-1]) and _decodes_by_products(q_bhtd.device):
+        if (mask is not None or k_bksd.shape[-1] != v_bkse.shape[-1]) and decodes_by_products(q_bhtd.device):
             out = single_query_attention(folded, k_bksd, v_bkse, mask, scale)
         else:
             out = F.scaled_dot_product_attention(folded, k_bksd, v_bkse, attn_mask=mask, scale=scale)
@@ -95,7 +95,7 @@ def attend(
         )
 
 
-def _decodes_by_products(device: torch.device) -> bool:
+def decodes_by_products(device: torch.device) -> bool:
     """Whether one query that a mask meets, or values of another width than the keys', is attention by two matrix products.
 
     The one fused kernel of a GPU that takes them lets a single multiprocessor read all the keys and values of a head. The

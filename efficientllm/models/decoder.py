@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from efficientllm.errors import CellFailure
+from efficientllm.models.attention import decodes_by_products
 from efficientllm.models.cache import BlockState, DecodingCache
 from efficientllm.models.components import component
 from efficientllm.models.config import DecoderConfig
@@ -263,7 +264,7 @@ class Decoder(nn.Module):
 
     def _reads_whole_rows(self, device: torch.device) -> bool:
         """Whether the attention of a single query is computed by matrix products, which want `whole_rows`."""
-        return device.type == "cuda" and (self._mixer.decodes_by_products or self.position.biases_scores)
+        return decodes_by_products(device) and (self._mixer.decodes_by_products or self.position.biases_scores)
 
     def twin_generators(self, device: torch.device) -> list[torch.Generator]:
         """Has recomputed blocks draw from generators of their own from now on, where they draw any random numbers.

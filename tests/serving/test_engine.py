@@ -386,7 +386,7 @@ def test_programs_of_the_first_steps_serve_every_position(
 ) -> None:
     """On a GPU what is compiled later cannot be recorded."""
     monkeypatch.setattr(Decoder, "_reads_whole_rows", lambda self, device: True)
-    monkeypatch.setattr(attention, "_decodes_by_products", lambda device: True)
+    monkeypatch.setattr(attention, "decodes_by_products", lambda device: True)
     decoder, prompts = made(make_config, CHANGES[name]), prompts_of(0, length=35)  # 40 keys, and nothing else of 40
     expected = GreedyEngine(decoder, 3, 35, 24).generate(prompts).tokens
     torch.compiler.reset()

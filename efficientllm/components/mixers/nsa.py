@@ -153,7 +153,7 @@ class NativeSparseAttention(Mixer):
         if state is None:
             return self._compress(compression, raw_btkd, 0, chunk, rotation), selected, sliding
         if chunk.length == 1 and not chunk.fresh and chunk.order_bt is None:
-            return self._extend_by_one(name, compression, raw_btkd, later_btkd, chunk.start, rotation, state)
+            return self._extend_by_one(name, compression, (raw_btkd, selected, sliding), chunk.start, rotation, state)
         recent, window = state[f"recent_{name}"], state[f"sliding_{name}"]
         tail, reach = recent.shape[1], window.shape[1]
         raw_btkd = torch.cat((recent.to(raw_btkd.dtype), raw_btkd), dim=1)
@@ -173,8 +173,7 @@ class NativeSparseAttention(Mixer):
         self,
         name: str,
         compression: BlockCompression,
-        raw_btkd: torch.Tensor,
-        later_btkd: torch.Tensor,
+        added: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
         before: int,
         rotation: Rotation | None,
         state: LayerState,
@@ -183,9 +182,9 @@ class NativeSparseAttention(Mixer):
 
         So one compiled program decodes all of them, and a second one those tokens that complete a block.
         """
-        selected, sliding = later_btkd.chunk(2, dim=2)
+        raw, selected, sliding = added
         recent, window = state[f"recent_{name}"], state[f"sliding_{name}"]
-        latest = torch.cat((recent, raw_btkd.to(recent.dtype)), dim=1)
+        latest = torch.cat((recent, raw.to(recent.dtype)), dim=1)
         near = torch.cat((window, sliding.to(window.dtype)), dim=1)
         recent.copy_(latest[:, 1:])
         window.copy_(near[:, 1:])
