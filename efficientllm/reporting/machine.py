@@ -1,7 +1,8 @@
 """The line that says on which machine, with which software, the figures were taken."""
 
 from efficientllm.reporting.evidence import Evidence
-from efficientllm.reporting.summary import flatten, revisions
+from efficientllm.reporting.parts import revisions
+from efficientllm.reporting.summary import flatten
 
 # where hardware.json states a fact, as `measurement.hardware.probe` writes it
 _FACTS: tuple[tuple[str, str], ...] = (

@@ -212,12 +212,3 @@ def flatten(content: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     else:
         whole = isinstance(content, float) and content.is_integer()
         yield prefix, "not known" if content is None else f"{content:.0f}" if whole else str(content)
-
-
-def revisions(evidence: Evidence) -> list[str]:
-    """Lists the git revisions of the records, those with uncommitted changes marked."""
-    found = {(record.provenance.git_revision, record.provenance.git_dirty) for record in evidence.records.values()}
-    return sorted(
-        (revision[:12] if revision else "not known") + (" with uncommitted changes" if dirty else "")
-        for revision, dirty in found
-    )

@@ -1,0 +1,88 @@
+"""The parts that a run was measured in, where its records do not all come from one revision and one kind of machine."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from efficientllm import registry
+from efficientllm.records import Provenance
+from efficientllm.reporting.evidence import Evidence
+from efficientllm.reporting.groups import axes_of, cells_listing, groups_of
+
+
+@dataclass(frozen=True)
+class Part:
+    """Cells that were measured at one revision, on machines that are described alike.
+
+    Args:
+        cells: Names them, whole axes by the axis' name.
+        revision: The commit, marked where there were uncommitted changes.
+        machine: What its parts may differ in: cards, driver, processor, cores, memory, PyTorch.
+    """
+
+    cells: str
+    revision: str
+    machine: str
+
+
+def parts(evidence: Evidence) -> list[Part]:
+    """Lists the parts in the order of their first cells: a single one where all records are of one origin."""
+    return [_part(evidence, cells) for cells in _cells_by_origin(evidence).values()]
+
+
+def mixed_groups(evidence: Evidence) -> list[str]:
+    """Names the groups whose rows come from more than one part, so that their differences may be the parts'."""
+    origins = {key: _origin(record.provenance) for key, record in evidence.records.items()}
+    return [
+        group.title
+        for group in groups_of(evidence)
+        if len({origins[row.axis, row.cell] for row in group.rows if (row.axis, row.cell) in origins}) > 1
+    ]
+
+
+def revisions(evidence: Evidence) -> list[str]:
+    """Lists the git revisions of the records, those with uncommitted changes marked."""
+    return sorted({_revision(record.provenance) for record in evidence.records.values()})
+
+
+def _revision(provenance: Provenance) -> str:
+    name = provenance.git_revision[:12] if provenance.git_revision else "not known"
+    return f"{name} with uncommitted changes" if provenance.git_dirty else name
+
+
+def _cells_by_origin(evidence: Evidence) -> dict[str, list[tuple[str, str]]]:
+    found: dict[str, list[tuple[str, str]]] = {}
+    for key, record in evidence.records.items():
+        found.setdefault(_origin(record.provenance), []).append(key)
+    return found
+
+
+def _origin(provenance: Provenance) -> str:
+    return json.dumps([_revision(provenance), provenance.hardware], sort_keys=True)
+
+
+def _part(evidence: Evidence, keys: list[tuple[str, str]]) -> Part:
+    named = []
+    for axis in axes_of(evidence.rows):
+        own = [cell for found, cell in keys if found == axis]
+        if len(own) == sum(found == axis for found, _ in evidence.records):
+            named.append(registry.AXIS_LABELS[axis])
+        elif own:
+            named.append(f"{registry.AXIS_LABELS[axis]}: {cells_listing(evidence.rows, axis, own)}")
+    provenance = evidence.records[keys[0]].provenance
+    return Part("; ".join(named), _revision(provenance), _machine(provenance.hardware))
+
+
+def _machine(hardware: dict[str, Any]) -> str:
+    cards = hardware.get("gpus") or []
+    processor = hardware.get("cpu") or {}
+    names = [card.get("name", "GPU") for card in cards]
+    facts = [f"{names.count(name)} x {name}" for name in dict.fromkeys(names)]
+    facts += [f"driver {driver}" for driver in dict.fromkeys(card.get("driver", "not known") for card in cards)]
+    facts.append(str(processor.get("model", "processor not known")))
+    if "allowed_cores" in processor:
+        facts.append(f"{processor['allowed_cores']:g} cores")
+    if hardware.get("ram_limit_gib"):
+        facts.append(f"{hardware['ram_limit_gib']:.0f} GiB of memory")
+    facts.append(f"PyTorch {(hardware.get('software') or {}).get('torch', 'not known')}")
+    return ", ".join(facts)
