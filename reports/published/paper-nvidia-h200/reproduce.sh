@@ -3,7 +3,7 @@
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 copy=$(git -C "$here" rev-parse --show-toplevel)/../efficientllm-paper-nvidia-h200
-git -C "$here" worktree add --detach "$copy" 72caddb49a5d1a158accb401825767b25132fc23
+git -C "$here" worktree add --detach "$copy" 6f282d50b9e3037da22f23529a14ad7548c38a78
 cd "$copy"
 cp "$here/params.yaml" params.yaml
 cp "$here/profile.yaml" profiles/paper.yaml
