@@ -380,15 +380,17 @@ def test_rows_behind_the_last_key_are_read_and_change_nothing(
         assert torch.equal(engine._tokens, tokens)
 
 
-@pytest.mark.parametrize("name", ["gqa", "mla", "relative", "nsa-wide"])
+@pytest.mark.parametrize(
+    ("name", "length"), [("gqa", 35), ("mla", 35), ("relative", 35), ("nsa-wide", 35), ("nsa-wide", 7)]
+)
 def test_programs_of_the_first_steps_serve_every_position(
-    make_config: Any, name: str, monkeypatch: pytest.MonkeyPatch
+    make_config: Any, name: str, length: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a GPU what is compiled later cannot be recorded."""
     monkeypatch.setattr(Decoder, "_reads_whole_rows", lambda self, device: True)
     monkeypatch.setattr(attention, "decodes_by_products", lambda device: True)
-    decoder, prompts = made(make_config, CHANGES[name]), prompts_of(0, length=35)  # 40 keys, and nothing else of 40
-    expected = GreedyEngine(decoder, 3, 35, 24).generate(prompts).tokens
+    decoder, prompts = made(make_config, CHANGES[name]), prompts_of(0, length=length)  # 40 keys, and nothing else of 40
+    expected = GreedyEngine(decoder, 3, length, 24).generate(prompts).tokens
     torch.compiler.reset()
     decoder.compile_decoding()
     programs: list[int] = []
@@ -399,7 +401,7 @@ def test_programs_of_the_first_steps_serve_every_position(
         programs.append(counters["stats"]["unique_graphs"])
 
     monkeypatch.setattr(GreedyEngine, "_step", counted)
-    assert torch.equal(GreedyEngine(decoder, 3, 35, 24).generate(prompts).tokens, expected)
+    assert torch.equal(GreedyEngine(decoder, 3, length, 24).generate(prompts).tokens, expected)
     prepared = max(4, decoder.decoding_period)
     assert programs[prepared] > programs[0]
     assert programs[-1] == programs[prepared]

@@ -55,7 +55,8 @@ class NativeSparseAttention(Mixer):
         if config.heads % config.key_value_heads:
             raise ParameterError(f"heads {config.heads} is not a multiple of key_value_heads {config.key_value_heads}")
         self.layout = _checked_layout(self.options)
-        self.decoding_period = self.layout.compression_stride  # a token that completes a block takes a path of its own
+        # a token that completes a block takes a path of its own, and the first block may still be empty
+        self.decoding_period = self.layout.compression_block
         self.heads, self.key_value_heads, self.head_dim = config.heads, config.key_value_heads, config.head_dim
         self.rotary_dim = config.head_dim
         width, shared = config.hidden_size, config.key_value_heads * config.head_dim
@@ -193,7 +194,10 @@ class NativeSparseAttention(Mixer):
             compressed = compression(latest[:, None])
             if rotation is not None:
                 compressed = rotate(compressed, rotation)  # the block's last token is this one
-            put(state[f"compressed_{name}"], self.layout.compressed(before + 1) - 1, compressed)
+            store = state[f"compressed_{name}"]
+            # in a tensor, since the first block's number, 0, would be a constant of a program of its own
+            number = torch.full((1,), self.layout.compressed(before + 1) - 1, device=store.device)
+            store.index_copy_(1, number, compressed.to(store.dtype))
         return state[f"compressed_{name}"], state[f"selected_{name}"], near
 
     def _compress(
