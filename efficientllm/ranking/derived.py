@@ -71,10 +71,10 @@ def _curve(cell: str, root: Path) -> Curve | None:
 
 def _added(record: Record, curves: Mapping[str, Curve], root: Path) -> Record:
     reference = f"lora-{record.size}"
-    if reference not in curves:
-        return _missing(record, f"{reference} is not in this run")
     if record.cell not in curves:
-        return _missing(record, "this run left no telemetry")
+        return _missing(record, "its training left no curve")
+    if reference not in curves:
+        return _missing(record, f"this run has no training curve of {reference}, whose loss would be the goal")
     hardware = read_json(root / paths.telemetry("tune", record.cell) / RUN_FILE)["hardware"]
     if others := hardware.get("shared_with"):
         return _missing(record, f"the joules are not its own: {', '.join(others)} computed on its device meanwhile")

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from efficientllm import metrics
+from efficientllm import metrics, registry
 from efficientllm.ranking.paper import Agreement, paper_agreement, paper_ranks
 from efficientllm.ranking.results import Result
 from efficientllm.reporting.evidence import Evidence
@@ -96,13 +96,14 @@ def paper_tables(evidence: Evidence) -> Iterator[PaperTable]:
         ]  # fmt: skip
         if not ranked:
             continue
+        own = {agreement.metric: _ranks_among(ranked, group, agreement.metric) for agreement in agreements}
         columns = [
             PaperColumn(
                 metrics.metric(agreement.metric).symbol,
                 None if agreement.tau is None else f"{agreement.tau:.2f}".replace("-", _MINUS),
                 [
                     (published[group.axis, group.key, agreement.metric].get(row.technique),
-                     group.standings[row.technique, agreement.metric].rank)
+                     own[agreement.metric].get(row.technique))
                     for row in ranked
                 ],
             )
@@ -112,6 +113,13 @@ def paper_tables(evidence: Evidence) -> Iterator[PaperTable]:
             group.id("paper"), group, [row.label for row in ranked], columns,
             [remark for agreement in agreements for remark in _remarks(group, agreement)],
         )  # fmt: skip
+
+
+def _ranks_among(rows: list[registry.Row], group: Group, metric: str) -> dict[str, int]:
+    """This run's ranks of some rows of a group among themselves, as the paper's are among its rows."""
+    found = {row.technique: group.standings[row.technique, metric].rank for row in rows}
+    ranks = {technique: rank for technique, rank in found.items() if rank is not None}
+    return {technique: 1 + sum(other < rank for other in ranks.values()) for technique, rank in ranks.items()}
 
 
 def _remarks(group: Group, agreement: Agreement) -> list[str]:

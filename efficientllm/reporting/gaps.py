@@ -19,6 +19,11 @@ class Gap:
     whole_cell: bool
     reason: str
 
+    @property
+    def hint(self) -> str:
+        """The reason as a sentence of its own, beside nothing but a dash."""
+        return self.reason if self.reason.startswith("not measured") else f"not measured: {self.reason}"
+
 
 class Gaps:
     """Collects the missing metrics of each cell and reason, and puts cells with equal gaps together."""

@@ -18,12 +18,15 @@ _UNKNOWN = "not known"
 def machine_facts(evidence: Evidence) -> list[tuple[str, str]]:
     """Lists processors, cores, PyTorch, revision and profile as names and texts.
 
-    A GPU that the machine does not have is left out, with its driver; any other fact that is not stated is "not known".
+    A GPU that the machine does not have is left out, with its driver; any other fact that is not stated is "not known". Where
+    records are of several machines, each of them is in the text.
     """
-    known = dict(flatten(evidence.hardware))
+    machines = [evidence.hardware, *(record.provenance.hardware for record in evidence.records.values())]
+    stated = [dict(flatten(machine)) for machine in machines]
     facts = []
     for name, key in _FACTS:
-        text = known.get(key, _UNKNOWN)
+        found = dict.fromkeys(machine[key] for machine in stated if machine.get(key, "none") != "none")
+        text = ", ".join(found) or _UNKNOWN
         if name == "PyTorch" and text == _UNKNOWN:
             versions = {record.provenance.versions.get("torch", _UNKNOWN) for record in evidence.records.values()}
             text = ", ".join(sorted(versions)) or _UNKNOWN

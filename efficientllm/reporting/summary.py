@@ -200,7 +200,7 @@ def counts(evidence: Evidence) -> Counts:
 
 
 def flatten(content: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Lists the leaves of nested JSON as dotted names and texts; null becomes "not known"."""
+    """Lists the leaves of nested JSON as dotted names and texts; null becomes "none"."""
     if isinstance(content, dict):
         for key in sorted(content):
             yield from flatten(content[key], f"{prefix}.{key}" if prefix else str(key))
@@ -211,4 +211,4 @@ def flatten(content: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
         yield prefix, ", ".join(str(item) for item in content) or "none"
     else:
         whole = isinstance(content, float) and content.is_integer()
-        yield prefix, "not known" if content is None else f"{content:.0f}" if whole else str(content)
+        yield prefix, "none" if content is None else f"{content:.0f}" if whole else str(content)

@@ -268,6 +268,9 @@ def test_a_link_restores_the_view(page, open_page, address) -> None:
     other.wait_for_function("document.querySelectorAll('#ranking .axis-tune tr[data-row]:not([hidden])').length === 14")
     assert visible_axes(other) == {"pretrain", "tune", "quantize"}
     assert other.locator("#ranking tr[hidden]").count() == 0
+    assert open_page("#%E0%A4%A").locator("details.panel").count(), (
+        "nor does one that is no text at all; errors fail the test"
+    )
 
 
 def test_links_to_gaps_and_hidden_rows_lead_there(page) -> None:

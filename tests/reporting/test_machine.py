@@ -38,3 +38,12 @@ def test_every_revision_is_named(evidence) -> None:
     )
     facts = dict(machine_facts(replace(evidence, records=evidence.records | {key: other})))
     assert facts["revision"] == "2b6fdca12b6f, not known with uncommitted changes"
+
+
+def test_every_machine_is_named_and_what_it_does_not_state_is_not(evidence) -> None:
+    key, record = next(iter(evidence.records.items()))
+    hardware = {"cpu": {"model": "Xeon", "allowed_cores": 32.0}, "gpus": [{"name": "NVIDIA H200", "driver": None}]}
+    other = record.model_copy(update={"provenance": record.provenance.model_copy(update={"hardware": hardware})})
+    facts = dict(machine_facts(replace(evidence, records=evidence.records | {key: other})))
+    assert (facts["CPU"], facts["cores"], facts["GPU"]) == ("AMD EPYC 7B13, Xeon", "2, 32", "NVIDIA H200")
+    assert "driver" not in facts

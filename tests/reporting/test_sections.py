@@ -14,7 +14,7 @@ from efficientllm.ranking.results import Result, to_csv
 from efficientllm.reporting import certainty, comparison, flags, serving, summary, tables, tradeoffs
 from efficientllm.reporting.appendix import merged
 from efficientllm.reporting.evidence import collect
-from efficientllm.reporting.gaps import Gaps
+from efficientllm.reporting.gaps import Gap, Gaps
 from efficientllm.reporting.groups import cells_listing, groups_of
 from efficientllm.reporting.page import render
 from efficientllm.reporting.text import DASH
@@ -136,6 +136,20 @@ def test_the_paper_stands_beside_ours(evidence, page) -> None:
         names = [next(row.label for row in attention.group.rows if row.technique == technique) for technique in (pair.run_prefers, pair.paper_prefers)]  # fmt: skip
         said = re.search(rf"{names[0]} \([\d.,]+\) before {names[1]} \([\d.,]+\)", text)
         assert bool(said) != pair.tied or said, "a pair that is told apart is named with its figures"
+
+
+def test_ranks_beside_the_paper_are_those_among_its_rows(evidence) -> None:
+    (mixtures,) = [table for table in certainty.paper_tables(evidence) if "Dense large" in table.names]
+    assert "Dense small" not in mixtures.names, "the paper has no such row"
+    latency = mixtures.columns[[column.symbol for column in mixtures.columns].index("AL")]
+    ours = [rank for _, rank in latency.ranks if rank is not None]
+    assert sorted(ours) == list(range(1, len(ours) + 1))
+
+
+def test_a_gap_says_once_that_nothing_was_measured() -> None:
+    gap = Gap("gap-1", "pretrain", "MQA", ["Held-out perplexity"], False, "not measured: random weights")
+    assert gap.hint == "not measured: random weights"
+    assert replace(gap, reason="no RAPL").hint == "not measured: no RAPL"
 
 
 def test_remarks_tell_ties_from_clear_differences(evidence) -> None:

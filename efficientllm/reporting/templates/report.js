@@ -268,7 +268,7 @@
 
   // A link to a row that the view hides shows all rows again; closed boxes open.
   const arrive = () => {
-    const target = location.hash.length > 1 && !location.hash.includes("=") && byId(decodeURIComponent(location.hash.slice(1)));
+    const target = location.hash.length > 1 && !location.hash.includes("=") && byId(location.hash.slice(1));
     if (!target) return;
     if (target.closest("#ranking .axis") && !target.getClientRects().length) {
       const anchor = location.hash;
