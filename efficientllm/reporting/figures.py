@@ -1,6 +1,7 @@
 """The report's figures: normalized bars, trade-offs with their Pareto front, and lines."""
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,7 +26,10 @@ _Box = tuple[float, float, float, float]
 _PLACES = (
     (1, 0.0), (-1, 0.0), (0, 1.0), (0, -1.0), (1, 1.0), (1, -1.0), (-1, 1.0), (-1, -1.0),
     (0, 2.1), (0, -2.1), (1, 2.0), (1, -2.0), (-1, 2.0), (-1, -2.0),
+    (0, 3.2), (0, -3.2), (1, 3.0), (1, -3.0), (-1, 3.0), (-1, -3.0),
 )  # fmt: skip
+_BESIDE_ANOTHER = 120.0
+"""What it costs a name to stand nearer to another point than to its own, in square points of covered drawing."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,8 @@ def trade_off(
     """
     plot = Plot(*PANEL, x, y, heading)
     plot.canvas.text(plot.right, plot.top + 4, "\N{NORTH WEST ARROW} better", color=MUTED, align="right", size=FONT - 1)
-    taken = [(at_x - 6, at_y - 6, at_x + 6, at_y + 6) for point in points for at_x, at_y in [plot.at(point.x, point.y)]]
+    places = [plot.at(point.x, point.y) for point in points]
+    taken = [(at_x - 6, at_y - 6, at_x + 6, at_y + 6) for at_x, at_y in places]
     front = sorted((point for point in points if point.front), key=lambda point: point.x)
     for before, after in itertools.pairwise(front):
         corners = [(before.x, before.y), (after.x, before.y), (after.x, after.y)]
@@ -126,8 +131,9 @@ def trade_off(
             [point.x], [point.y], color, linestyle="none", marker=MARKERS[point.series % len(MARKERS)],
             markersize=8.5 if point.front else 6.5, markerfacecolor=color if point.front else "none", markeredgewidth=1.4,
         )  # fmt: skip
+    names = [(plot.right - 50, plot.top + 2, plot.right, plot.top + 16)]  # the word above
     for point in sorted(points, key=lambda point: not point.front):
-        _label(plot, point, taken)
+        _label(plot, point, places, taken, names)
     return plot.canvas.svg(key, title, description)
 
 
@@ -137,28 +143,61 @@ def _segment(plot: Plot, one: tuple[float, float], other: tuple[float, float]) -
     return min(left, right) - 1, min(low, high) - 1, max(left, right) + 1, max(low, high) + 1
 
 
-def _label(plot: Plot, point: Point, taken: list[_Box]) -> None:
-    """Writes a point's name where it covers the least of what is already drawn."""
+def _label(
+    plot: Plot, point: Point, places: Sequence[tuple[float, float]], taken: list[_Box], names: list[_Box]
+) -> None:
+    """Writes a point's name where it covers the least; a line leads to one that stands apart.
+
+    Args:
+        plot: The panel.
+        point: The point.
+        places: Where all points lie.
+        taken: Where marks and lines are drawn; the name's own line is added.
+        names: Where names stand, which none should cover or strike through; the name is added.
+    """
     text, size = clipped(point.label, 20), FONT - 0.5
     color, weight = (INK, "bold") if point.front else (MUTED, "normal")
     at_x, at_y = plot.at(point.x, point.y)
-    width, height = (0.64 if point.front else 0.58) * size * len(text), size
-    boxes: dict[_Box, int] = {}
+    width, height = (0.7 if point.front else 0.66) * size * len(text), size + 1.5
+    boxes: dict[_Box, tuple[int, float]] = {}
     for right, up in _PLACES:
         left = at_x + 9 * right - width * (1 - right) / 2
         bottom = at_y - height / 2 + up * (height + (2 if right else 3))
-        boxes[left, bottom, left + width, bottom + height] = right
+        boxes[left, bottom, left + width, bottom + height] = right, up
+
+    def leader(box: _Box) -> _Box | None:
+        right, up = boxes[box]
+        if abs(up) < 2:
+            return None
+        start, end = (at_y + 6, box[1]) if up > 0 else (box[3], at_y - 6)
+        return at_x + 6 * right - 0.5, start, at_x + 6 * right + 0.5, end
 
     def cost(box: _Box) -> float:
         outside = max(0, plot.left + 2 - box[0]) + max(0, box[2] - PANEL[0] + 2)
-        outside += max(0, plot.bottom - box[1]) + max(0, box[3] - plot.top - 2)
-        return 100 * outside + sum(_overlap(box, other) for other in taken)
+        outside += max(0, plot.bottom - box[1]) + max(0, box[3] - plot.top - 10)
+        own = _distance(box, (at_x, at_y))
+        beside = any(_distance(box, other) < own - 4 for other in places)
+        line = leader(box)
+        struck = sum(_overlap(line, name) for name in names) if line else 0.0
+        covered = sum(_overlap(box, other) for other in taken) + 4 * sum(_overlap(box, name) for name in names)
+        return 100 * outside + _BESIDE_ANOTHER * beside + covered + 6 * struck
 
     box = min(boxes, key=cost)
-    taken.append(box)
+    names.append(box)
+    right, up = boxes[box]
+    if line := leader(box):
+        taken.append(line)
+        _, low, _, high = line
+        ends = (low, high) if up > 0 else (high, low)
+        plot.canvas.line([at_x + 3 * right, at_x + 9 * right], ends, MUTED, linewidth=0.6)
     # anchored beside the mark, since the reader's font decides how wide the text is
-    align = {1: "left", 0: "center", -1: "right"}[boxes[box]]
-    plot.canvas.text(at_x + 9 * boxes[box], box[1] + 2, text, size=size, color=color, weight=weight, align=align)
+    align = {1: "left", 0: "center", -1: "right"}[right]
+    plot.canvas.text(at_x + 9 * right, box[1] + 2, text, size=size, color=color, weight=weight, align=align)
+
+
+def _distance(box: _Box, point: tuple[float, float]) -> float:
+    across = max(box[0] - point[0], 0.0, point[0] - box[2])
+    return math.hypot(across, max(box[1] - point[1], 0.0, point[1] - box[3]))
 
 
 def _overlap(one: _Box, other: _Box) -> float:

@@ -102,12 +102,12 @@ class Plot:
         self.canvas.text(2, height - 12, heading, weight="bold", size=FONT + 1)
         self.canvas.text(2, height - 28, y.label, color=MUTED)
         self.canvas.text((self.left + self.right) / 2, 6, x.label, color=MUTED, align="center")
-        levels = [(self._at_y(tick), tick) for tick in y.marked()]
+        levels = [(self._at_y(tick), text) for tick, text in tick_labels(y.marked())]
         self.canvas.segments([((self.left, at), (self.right, at)) for at, _ in levels], RULE, 0.7)
-        for at, tick in levels:
-            self.canvas.text(self.left - 5, at - 3.8, short(tick), color=MUTED, align="right")
-        for tick in x.marked():
-            self.canvas.text(self._at_x(tick), self.bottom - 15, short(tick), color=MUTED, align="center")
+        for at, text in levels:
+            self.canvas.text(self.left - 5, at - 3.8, text, color=MUTED, align="right")
+        for tick, text in tick_labels(x.marked()):
+            self.canvas.text(self._at_x(tick), self.bottom - 15, text, color=MUTED, align="center")
         self.canvas.segments([((self.left, self.bottom), (self.right, self.bottom))], MUTED, 0.9)
 
     def _at_x(self, value: float) -> float:
@@ -164,9 +164,20 @@ class Canvas:
             return inline(self._figure, key, title, description)
 
 
-def short(value: float) -> str:
-    """Renders a tick, such as "2k", "0.05" or "1.5M"."""
-    for size, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.3g}{suffix}"
-    return f"{value:.3g}".replace("-", "\N{MINUS SIGN}")
+def tick_labels(ticks: Sequence[float]) -> list[tuple[float, str]]:
+    """Renders the ticks of an axis with as many digits as none of them loses any, which steps as long as each other need."""
+    scaled = [tick / _size(tick)[0] for tick in ticks]
+    digits = next(
+        (most for most in range(3, 9) if all(math.isclose(float(f"{x:.{most}g}"), x, rel_tol=1e-9) for x in scaled)), 3
+    )
+    return [(tick, short(tick, digits)) for tick in ticks]
+
+
+def short(value: float, digits: int = 3) -> str:
+    """Renders a number, such as "2k", "0.05" or "1.5M"."""
+    size, suffix = _size(value)
+    return f"{value / size:.{digits}g}{suffix}".replace("-", "\N{MINUS SIGN}")
+
+
+def _size(value: float) -> tuple[float, str]:
+    return next((known for known in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if abs(value) >= known[0]), (1.0, ""))

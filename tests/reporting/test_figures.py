@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from efficientllm.reporting.figures import Line, Point, bars, clipped, lines, lines_axes, swatch, trade_off
-from efficientllm.reporting.plot import MARKERS, axis_over, short
+from efficientllm.reporting.plot import MARKERS, axis_over, short, tick_labels
 from efficientllm.reporting.text import DASH
 from efficientllm.reporting.training import thinned
 
@@ -126,6 +126,12 @@ def test_series_differ_in_shape_beyond_their_colours() -> None:
     marks = [str(swatch(series)) for series in range(len(MARKERS))]
     assert len(set(marks)) == len(MARKERS)
     assert len({re.search(r' d="([^"]+)"', mark).group(1) for mark in marks}) == len(MARKERS)
+
+
+def test_ticks_lose_no_digit_and_short_ones_get_none() -> None:
+    assert [text for _, text in tick_labels([19.35, 19.5, 19.65, 19.8])] == ["19.35", "19.5", "19.65", "19.8"]
+    assert [text for _, text in tick_labels([0.0, 999.5, 1000.5])] == ["0", "999.5", "1.0005k"]
+    assert [text for _, text in tick_labels([0.1 + 0.2, 1 / 3])] == ["0.3", "0.333"], "noise is no digit"
 
 
 def test_short_numbers_and_names() -> None:
