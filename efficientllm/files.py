@@ -17,7 +17,9 @@ from efficientllm.errors import ArtifactError
 
 CHECKSUMS_FILE = "checksums.json"
 _CHECKSUM = "sha256"
-_DAMAGED = "is damaged: run `efficientllm verify`, then `dvc repro`"
+_MISSING = "run `dvc repro`, or `dvc checkout` where it is in the cache"
+_AGAIN = "delete it and run `dvc repro` again"
+_DAMAGED = "run `efficientllm verify`, then `dvc repro`"
 """DVC replaces a file that changed in the workspace, and believes one that changed in its cache."""
 _PARTIAL = ".partial"
 """How the name of what is being written ends; git and DVC ignore such names."""
@@ -100,8 +102,12 @@ def _csv_cell(value: Any) -> str:
     return f"'{text}" if text.startswith(_FORMULA_STARTS) and not _NEGATIVE.fullmatch(text) else text
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, remedy: str | None = None) -> Any:
     """Reads a JSON file that an earlier stage wrote.
+
+    Args:
+        path: The file.
+        remedy: What an error says is to be done; for a file that no stage wrote.
 
     Raises:
         ArtifactError: The file is missing or not valid JSON.
@@ -109,11 +115,11 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ArtifactError(
-            f"{path} is missing: run `dvc repro`, or `dvc checkout` where it is in the cache"
-        ) from error
+        raise ArtifactError(f"{path} is missing: {remedy or _MISSING}") from error
+    except RecursionError as error:
+        raise ArtifactError(f"{path} is nested too deeply: {remedy or _AGAIN}") from error
     except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path} cannot be read ({error}): delete it and run `dvc repro` again") from error
+        raise ArtifactError(f"{path} cannot be read ({error}): {remedy or _AGAIN}") from error
 
 
 def write_checked_json(path: Path, content: dict[str, Any]) -> None:
@@ -130,7 +136,7 @@ def read_checked_json(path: Path) -> Any:
     content = read_json(path)
     expected = content.pop(_CHECKSUM, None) if isinstance(content, dict) else None
     if expected is not None and content_hash(content) != expected:
-        raise ArtifactError(f"{path} {_DAMAGED}")
+        raise ArtifactError(f"{path} is damaged: {_DAMAGED}")
     return content
 
 
@@ -175,20 +181,28 @@ def whole_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def check_directory(path: Path) -> None:
+def check_directory(path: Path, remedy: str | None = None) -> None:
     """Checks a folder that `whole_directory` wrote against its checksums; any other folder passes.
+
+    Args:
+        path: The folder.
+        remedy: What an error says is to be done; for a folder that DVC does not keep.
 
     Raises:
         ArtifactError: A file is missing or damaged.
     """
-    if not (path / CHECKSUMS_FILE).exists():
+    checksums = path / CHECKSUMS_FILE
+    if not checksums.exists():
         return
-    for name, expected in read_json(path / CHECKSUMS_FILE).items():
+    sums = read_json(checksums, remedy)
+    if not isinstance(sums, dict):
+        raise ArtifactError(f"{checksums} is damaged: {remedy or _DAMAGED}")
+    for name, expected in sums.items():
         file = path / name
         if not file.is_file():
-            raise ArtifactError(f"{file} is missing: run `dvc repro`, or `dvc checkout` where it is in the cache")
+            raise ArtifactError(f"{file} is missing: {remedy or _MISSING}")
         if file_hash(file) != expected:
-            raise ArtifactError(f"{file} {_DAMAGED}")
+            raise ArtifactError(f"{file} is damaged: {remedy or _DAMAGED}")
 
 
 def _remove_leftovers(path: Path) -> None:

@@ -39,6 +39,11 @@ def test_read_json_names_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "cut.json").write_text('{"a": ')
     with pytest.raises(ArtifactError, match=r"cut.json cannot be read .* run `dvc repro` again"):
         read_json(tmp_path / "cut.json")
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(ArtifactError, match=r"deep.json is nested too deeply: delete it and run `dvc repro` again"):
+        read_json(tmp_path / "deep.json")
+    with pytest.raises(ArtifactError, match=r"absent.json is missing: ask$"):
+        read_json(tmp_path / "absent.json", "ask")
 
 
 def test_directory_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -87,6 +92,11 @@ def test_checksums_of_a_folder(tmp_path: Path) -> None:
         check_directory(folder)
     (folder / "below" / "weights").unlink()
     with pytest.raises(ArtifactError, match=r"below/weights is missing"):
+        check_directory(folder)
+    with pytest.raises(ArtifactError, match=r"below/weights is missing: make it anew$"):
+        check_directory(folder, "make it anew")
+    (folder / CHECKSUMS_FILE).write_text("[]")
+    with pytest.raises(ArtifactError, match=r"checksums.json is damaged: run `efficientllm verify`"):
         check_directory(folder)
     check_directory(tmp_path)
 

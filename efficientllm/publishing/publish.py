@@ -1,29 +1,28 @@
 """Copies a finished run into a folder that can be kept in Git and served as it is."""
 
-import hashlib
 import json
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from efficientllm import __version__, config, paths
-from efficientllm.config.load import read_yaml
 from efficientllm.errors import ArtifactError, ParameterError
 from efficientllm.files import read_json, size_on_disk, whole_directory, write_json, write_text
 from efficientllm.measurement.provenance import git_state
+from efficientllm.publishing.lock import check_lock, replicas
 from efficientllm.publishing.published_set import REPORT_FILE, SET_FILE, PublishedSet, write_index
+from efficientllm.publishing.revisions import RECORDS_FILE, REVISION, Revision, read_revisions
 from efficientllm.ranking.results import RANKING_FILE, RESULTS_FILE, SUMMARY_FILE
 from efficientllm.reporting.evidence import Evidence, collect
 from efficientllm.reporting.text import identifier
 
-RECORDS_FILE = "records.json"
 PROFILE_FILE = "profile.yaml"
 COMMAND_FILE = "reproduce.sh"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_REVISION = re.compile(r"[0-9a-f]{40,64}")
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def publish(name: str | None = None, root: Path = Path()) -> Publication:
 
     Raises:
         ParameterError: The name is no name of a folder.
-        ArtifactError: The run is not finished, or its files do not belong together.
+        ArtifactError: The run is not finished, its files do not belong together, or the folder holds something else.
     """
     if name is not None and not _NAME.fullmatch(name):
         raise ParameterError(
@@ -64,12 +63,14 @@ def publish(name: str | None = None, root: Path = Path()) -> Publication:
         )
     configuration = config.load(root)
     evidence = collect(configuration, root)
-    _check_lock(root)
+    check_lock(configuration, root)
     profile = configuration.parameters.profile
     chosen = name or identifier(profile, device(evidence.hardware))
     published = root / paths.PUBLISHED
     folder = published / chosen
     replaced = folder.exists()
+    if replaced and not (folder / SET_FILE).is_file():
+        raise ArtifactError(f"{folder} exists and is no published set: choose another name, or move it elsewhere")
     copied = {
         paths.REPORT: REPORT_FILE,
         paths.RESULTS / RESULTS_FILE: RESULTS_FILE,
@@ -85,7 +86,7 @@ def publish(name: str | None = None, root: Path = Path()) -> Publication:
             shutil.copyfile(root / source, target / copy)
         write_text(target / RECORDS_FILE, _records(configuration, root))
         revision, dirty = _measured_code(evidence)
-        write_text(target / COMMAND_FILE, _command(chosen, profile, revision, dirty))
+        write_text(target / COMMAND_FILE, _command(chosen, profile, revision, dirty, read_revisions(target)))
         write_json(
             target / SET_FILE,
             _description(
@@ -110,42 +111,14 @@ def _measured_code(evidence: Evidence) -> tuple[str | None, bool | None]:
     """
     found = {(record.provenance.git_revision, record.provenance.git_dirty) for record in evidence.records.values()}
     measured = next(iter(found))
-    return measured if len(found) == 1 and _day(measured[0]) is not None else git_state()
-
-
-def _check_lock(root: Path) -> None:
-    """Makes sure that the report is the one that dvc.lock describes, from these parameters and these files."""
-    stages = (read_yaml(root / paths.LOCK) or {}).get("stages", {}) if (root / paths.LOCK).is_file() else {}
-    report = stages.get("report")
-    if report is None or "normalize" not in stages:
-        raise ArtifactError(f"{paths.LOCK} knows of no finished run: run `dvc repro`, then publish")
-    written = report["outs"] + report["deps"] + stages["normalize"]["outs"]
-    known = {entry["path"]: entry["md5"] for entry in written}
-    for path in (
-        paths.REPORT,
-        paths.HARDWARE,
-        *(paths.RESULTS / n for n in (RESULTS_FILE, RANKING_FILE, SUMMARY_FILE)),
-    ):
-        file = root / path
-        if not file.is_file() or hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest() != known.get(
-            str(path)
-        ):
-            raise ArtifactError(f"{path} is not the one that {paths.LOCK} describes: run `dvc repro`, then publish")
-    current = read_yaml(root / paths.PARAMETERS)
-    for key, value in report.get("params", {}).get(str(paths.PARAMETERS), {}).items():
-        if current.get(key) != value:
-            raise ArtifactError(
-                f"{paths.PARAMETERS}: {key} has changed since the report was built: run `dvc repro`, then publish"
-            )
+    known = measured[0] is not None and REVISION.fullmatch(measured[0]) and _day(measured[0]) is not None
+    return measured if len(found) == 1 and known else git_state()
 
 
 def _records(configuration: config.Configuration, root: Path) -> str:
     """All records of the run's cells and their replicas as one JSON list, a record on each line."""
     files = dict.fromkeys(paths.record(row.axis, row.cell) for row in configuration.rows())
-    replicas = configuration.parameters.replicas
-    cells = [("pretrain", name) for name in replicas.architectures]
-    cells += [("tune", f"{method}-{size}") for method in replicas.methods for size in replicas.sizes]
-    further = [paths.replica(axis, cell, seed) for axis, cell in cells for seed in replicas.seeds]
+    further = [paths.replica(axis, cell, seed) for axis, cell, seed in replicas(configuration)]
     lines = [
         json.dumps(read_json(root / path), sort_keys=True, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
         for path in (*files, *further)
@@ -153,18 +126,24 @@ def _records(configuration: config.Configuration, root: Path) -> str:
     return "[\n" + ",\n".join(lines) + "\n]\n"
 
 
-def _command(name: str, profile: str, revision: str | None, dirty: bool | None) -> str:
-    known = revision is not None and _REVISION.fullmatch(revision) is not None
-    doubt = (
-        "" if known and not dirty else "# The run's code was not a commit as it stands, so another run may differ.\n"
-    )
+def _command(name: str, profile: str, revision: str | None, dirty: bool | None, measured: Sequence[Revision]) -> str:
+    notes = ""
+    if len(measured) > 1:
+        parts = ", ".join(
+            f"{part.commit or 'not known'}{' with changes' if part.changed else ''} ({part.records})"
+            for part in measured
+        )
+        notes += f"# Its records were measured at several revisions: {parts}.\n"
+        notes += "# This repeats all cells at the one commit that it checks out.\n"
+    if revision is None or dirty:
+        notes += "# The run's code was not a commit as it stands, so another run may differ.\n"
     return f"""\
 #!/bin/sh
 # Repeats this run beside the clone that holds this folder. What depends on the machine is measured anew.
-{doubt}set -eu
+{notes}set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 copy=$(git -C "$here" rev-parse --show-toplevel)/../efficientllm-{name}
-git -C "$here" worktree add --detach "$copy" {revision if known else "HEAD"}
+git -C "$here" worktree add --detach "$copy" {revision or "HEAD"}
 cd "$copy"
 cp "$here/{paths.PARAMETERS.name}" {paths.PARAMETERS}
 cp "$here/{PROFILE_FILE}" {paths.PROFILES / profile}.yaml

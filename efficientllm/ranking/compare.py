@@ -1,16 +1,18 @@
 """Result sets side by side: two machines, two revisions, two experiments, row by row and metric by metric."""
 
 import math
+import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from efficientllm import paths
-from efficientllm.errors import DataError, ParameterError, unknown_name
+from efficientllm.errors import DataError, ParameterError, shown, unknown_name
+from efficientllm.files import check_directory
 from efficientllm.metrics import Direction
 from efficientllm.ranking.rank import Estimate
 from efficientllm.ranking.results import RESULTS_FILE
-from efficientllm.ranking.tidy import Line, parse_tidy, read_tidy
+from efficientllm.ranking.tidy import Line, abridged, parse_tidy, read_tidy
 
 Key = tuple[str, str, str, str]
 """Axis, group, technique and metric."""
@@ -82,12 +84,15 @@ def read_result_set(reference: str, root: Path = Path()) -> ResultSet:
     Raises:
         ParameterError: It leads nowhere.
         DataError: The table has a fault, or holds several models.
+        ArtifactError: The table, or a file beside it, does not fit the checksums of its folder, as a published set has them.
     """
     path = Path(reference)
     candidates = [path] if path.is_file() else [path / RESULTS_FILE, path / paths.RESULTS / RESULTS_FILE]
     found = next((candidate for candidate in candidates if candidate.is_file()), None)
     if found is None and path.exists():
         raise ParameterError(f"{path} holds no {RESULTS_FILE}, nor {paths.RESULTS / RESULTS_FILE}")
+    if found is not None:
+        check_directory(found.parent, f"restore {found.parent}, for example by `git checkout`, or publish it again")
     lines = read_tidy(found) if found else parse_tidy(_revision(reference, root), f"{RESULTS_FILE} of {reference}")
     keyed = {(line.axis, line.group, line.technique, line.metric): line for line in lines}
     if len(keyed) < len(lines):
@@ -101,6 +106,12 @@ def _revision(name: str, root: Path) -> bytes:
     from dvc.exceptions import DvcException
     from dvc.scm import SCMError
 
+    # DVC takes whatever Git finds for a commit, and fails on a file or folder of one
+    kind = subprocess.run(["git", "cat-file", "-t", name], cwd=root, capture_output=True, text=True, check=False).stdout
+    if kind.strip() in ("blob", "tree"):
+        raise ParameterError(
+            f"{name!r} is a file or folder within a commit: name a commit as HEAD, main, v1.0 or 1a2b3c4, or an experiment"
+        )
     target = str(paths.RESULTS / RESULTS_FILE)
     try:
         with dvc.api.open(target, repo=str(root), rev=name, mode="rb") as stream:
@@ -143,12 +154,12 @@ def select(comparisons: Sequence[Comparison], axis: str | None, metrics: Sequenc
         ParameterError: No row has the axis, or one of the metrics.
     """
     for kind, wanted, known in (
-        ("axis", [axis] if axis else [], {row.axis for row in comparisons}),
+        ("axis", [] if axis is None else [axis], {row.axis for row in comparisons}),
         ("metric", metrics, {row.metric for row in comparisons}),
     ):
         for name in wanted:
             if name not in known:
-                raise unknown_name(kind, name, known)
+                raise unknown_name(kind, name, map(abridged, known))
     return [row for row in comparisons if axis in (None, row.axis) and (not metrics or row.metric in metrics)]
 
 
@@ -159,7 +170,9 @@ def _compare(key: Key, sets: Sequence[ResultSet]) -> Comparison:
     for other_name, other in known[1:]:
         for what, own, its in (("unit", first.unit, other.unit), ("direction", first.direction, other.direction)):
             if own != its:
-                raise DataError(f"{key[3]}: its {what} is {own!r} in {name}, but {its!r} in {other_name}")
+                raise DataError(
+                    f"{abridged(key[3])}: its {what} is {shown(own)} in {name}, but {shown(its)} in {other_name}"
+                )
     base = lines[0]
     values = (_compared(base, None), *(_compared(line, base) for line in lines[1:]))
     return Comparison(*key, first.unit, first.direction, values)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from efficientllm.errors import DataError, did_you_mean
+from efficientllm.errors import DataError, did_you_mean, shown
 from efficientllm.metrics import Direction
 from efficientllm.ranking.directions import known_direction
 
@@ -21,6 +21,9 @@ _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _LARGEST = 1e150  # squares and sums of what is allowed stay finite
 _MOST_BYTES = 32 << 20
+_ROUNDING = 1e-9
+"""By what share of itself a value may lie outside its interval: tables are rounded."""
+_LONGEST_REPEATED = 80
 
 
 @dataclass(frozen=True)
@@ -91,9 +94,9 @@ def parse_tidy(content: bytes, name: str) -> list[Line]:
         line = _line(number, cell, directions[cell["axis"], cell["metric"]], where)
         earlier = lines.setdefault(tuple(cell[key] for key in _NAMES), line)
         if earlier is not line:
+            names = ", ".join(abridged(text) for text in (line.group, line.technique, line.metric))
             raise DataError(
-                f"{where} repeats line {earlier.number} ({line.group}, {line.technique}, {line.metric}): "
-                "keep one of them, or tell them apart by a column 'model'"
+                f"{where} repeats line {earlier.number} ({names}): keep one of them, or tell them apart by a column 'model'"
             )
     return list(lines.values())
 
@@ -118,17 +121,18 @@ def _rows(text: str, name: str) -> list[tuple[int, list[str]]]:
 def _check_header(header: list[str], name: str) -> None:
     for column in header:
         if column and header.count(column) > 1:
-            raise DataError(f"{name}: the column {column!r} is there twice")
+            raise DataError(f"{name}: the column {shown(column)} is there twice")
     for column in REQUIRED:
         if column not in header:
             separator = next((mark for mark in (";", "\t", "|") if len(header) == 1 and mark in header[0]), None)
             hint = f"; separate the columns by commas, not by {separator!r}" if separator else ""
-            raise DataError(f"{name} lacks the column {column!r}: it has {', '.join(map(repr, header))}{hint}")
+            found = abridged(", ".join(map(repr, header)))
+            raise DataError(f"{name} lacks the column {column!r}: it has {found}{hint}")
     absent = [column for column in OPTIONAL if column not in header]
     for column in header:
         # a misspelt optional column would otherwise be ignored without a word
         if column not in REQUIRED + OPTIONAL + _FURTHER and (near := did_you_mean(column, absent, cutoff=0.8)):
-            raise DataError(f"{name}: unknown column {column!r}; {near.strip()}")
+            raise DataError(f"{name}: unknown column {shown(column)}; {near.strip()}")
 
 
 def _as_dict(header: list[str], row: list[str], where: str) -> dict[str, str]:
@@ -141,7 +145,7 @@ def _as_dict(header: list[str], row: list[str], where: str) -> dict[str, str]:
         if column in REQUIRED and not cells[column]:
             raise DataError(f"{where}, column {column!r} is empty")
         if _CONTROL.search(cells[column]):
-            raise DataError(f"{where}, column {column!r} holds a control character: {cells[column]!r}")
+            raise DataError(f"{where}, column {column!r} holds a control character: {shown(cells[column])}")
     return cells
 
 
@@ -155,7 +159,7 @@ def _directions(cells: list[tuple[int, dict[str, str]]], name: str) -> dict[tupl
         first, earlier = stated.setdefault((cell["axis"], cell["metric"]), (number, direction))
         if earlier != direction:
             raise DataError(
-                f"{name}, line {number}, column 'direction': {direction} is better for {cell['metric']!r}, "
+                f"{name}, line {number}, column 'direction': {direction} is better for {shown(cell['metric'])}, "
                 f"but line {first} says {earlier}"
             )
     found: dict[tuple[str, str], Direction] = {key: direction for key, (_, direction) in stated.items()}
@@ -168,7 +172,7 @@ def _directions(cells: list[tuple[int, dict[str, str]]], name: str) -> dict[tupl
             remedy = "name it perplexity, loss or accuracy, or " if cell["metric"].lower() == "performance" else ""
             raise DataError(
                 f"{name}, line {number}, column 'metric': it is not known whether lower or higher is better for "
-                f"{cell['metric']!r}; {remedy}add a column 'direction' with lower or higher"
+                f"{shown(cell['metric'])}; {remedy}add a column 'direction' with lower or higher"
             )
         found[key] = known
     return found
@@ -179,17 +183,26 @@ def _choice(text: str, where: str) -> Direction:
     for choice in choices:
         if text == choice:
             return choice
-    raise DataError(f"{where}, column 'direction': unknown {text!r}; {did_you_mean(text, choices)}known: lower, higher")
+    raise DataError(
+        f"{where}, column 'direction': unknown {shown(text)}; {did_you_mean(text, choices)}known: lower, higher"
+    )
 
 
 def _line(number: int, cell: dict[str, str], direction: Direction, where: str) -> Line:
     value, low, high, n = (_number(cell, column, where) for column in ("value", "ci_low", "ci_high", "n"))
     if (low is None) != (high is None):
         raise DataError(f"{where}: ci_low and ci_high come together, or not at all")
-    if low is not None and high is not None and low > high:
-        raise DataError(f"{where}: ci_low {cell['ci_low']} is above ci_high {cell['ci_high']}: swap them")
+    if low is not None and high is not None:
+        ends = f"ci_low {abridged(cell['ci_low'])}", f"ci_high {abridged(cell['ci_high'])}"
+        if low > high:
+            raise DataError(f"{where}: {ends[0]} is above {ends[1]}: swap them")
+        if value is not None and not low - _ROUNDING * abs(low) <= value <= high + _ROUNDING * abs(high):
+            raise DataError(
+                f"{where}, column 'value': {abridged(cell['value'])} is outside its interval, {ends[0]} to {ends[1]}: correct "
+                "the line, or leave its interval empty"
+            )
     if n is not None and (n < 1 or n != int(n)):
-        raise DataError(f"{where}, column 'n': {cell['n']} is not a count of repeats: 1, 2, 3, ...")
+        raise DataError(f"{where}, column 'n': {abridged(cell['n'])} is not a count of repeats: 1, 2, 3, ...")
     return Line(
         number, cell["axis"], cell["group"], cell["technique"], cell["metric"], cell["model"], direction, value, low, high,
         None if n is None else int(n), cell["unit"], cell["source"] if cell["source"] in ("measured", "modelled") else None,
@@ -203,14 +216,20 @@ def _number(cell: dict[str, str], column: str, where: str) -> float | None:
         return None
     if text.lower().lstrip("+-") in ("nan", "inf", "infinity"):
         raise DataError(
-            f"{where}, column {column!r}: {text} is no figure to rank; leave the cell empty where a value is missing"
+            f"{where}, column {column!r}: {abridged(text)} is no figure to rank; "
+            "leave the cell empty where a value is missing"
         )
     if not _NUMBER.fullmatch(text):
         raise DataError(
-            f"{where}, column {column!r}: {text!r} is not a number such as 1234.5 or 1.2e-3; "
+            f"{where}, column {column!r}: {shown(text)} is not a number such as 1234.5 or 1.2e-3; "
             "leave the cell empty where a value is missing"
         )
     value = float(text)
     if not math.isfinite(value) or abs(value) > _LARGEST:
-        raise DataError(f"{where}, column {column!r}: {text} is beyond {_LARGEST:g}: take another unit")
+        raise DataError(f"{where}, column {column!r}: {abridged(text)} is beyond {_LARGEST:g}: take another unit")
     return value
+
+
+def abridged(text: str) -> str:
+    """Returns what a table says as it stands in a message: cut where it is long."""
+    return text if len(text) <= _LONGEST_REPEATED else f"{text[: _LONGEST_REPEATED - 4]} ..."

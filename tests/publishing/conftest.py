@@ -28,11 +28,22 @@ def write_lock(root: Path) -> None:
         ]
 
     parameters = YAML(typ="safe").load((root / paths.PARAMETERS).read_text())
+    profile = YAML(typ="safe").load((root / paths.PROFILES / "cpu.yaml").read_text())
     named = ("profile", "method", "architectures", "methods", "precisions", "sizes", "replicas")
     results = [paths.RESULTS / name for name in ("results.csv", "ranking.csv")]
     content = {
         "schema": "2.0",
         "stages": {
+            "prepare": {
+                "cmd": "p",
+                "params": {"params.yaml": {"seed": parameters["seed"]}, "profiles/cpu.yaml": {"data": profile["data"]}},
+            },
+            "tune@lora-small": {
+                "cmd": "t",
+                "params": {"profiles/cpu.yaml": {"tune.training": profile["tune"]["training"]}},
+            },
+            # of a cell that was declared once, from another profile and other parameters
+            "tune@oft-small": {"cmd": "t", "params": {"params.yaml": {"seed": 7}, "profiles/old.yaml": {"data": 1}}},
             "normalize": {"cmd": "n", "deps": [], "outs": entries(*results, paths.RESULTS / "metrics.json")},
             "report": {
                 "cmd": "r",

@@ -1,11 +1,13 @@
 """Result sets side by side."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from efficientllm.errors import DataError, ParameterError
-from efficientllm.ranking.compare import ResultSet, compare_sets, read_result_set
+from efficientllm.errors import ArtifactError, DataError, ParameterError
+from efficientllm.files import whole_directory
+from efficientllm.ranking.compare import ResultSet, compare_sets, read_result_set, select
 from efficientllm.ranking.tidy import parse_tidy
 
 HEADER = "axis,group,technique,metric,value,unit,direction,source,ci_low,ci_high,missing_reason\n"
@@ -85,6 +87,43 @@ def test_where_a_name_leads(tmp_path: Path) -> None:
     (tmp_path / "models.csv").write_text("group,technique,model,metric,value\ng,a,m,loss,1\ng,a,n,loss,1\n")
     with pytest.raises(DataError, match="has several models per technique"):
         read_result_set(str(tmp_path / "models.csv"))
+
+
+def test_a_set_that_was_changed_by_hand_is_refused(tmp_path: Path) -> None:
+    line = "tune,g,lora,average_latency,1,s,lower,,,,\n"
+    with whole_directory(tmp_path / "set") as folder:
+        (folder / "results.csv").write_text(HEADER + line)
+    read_result_set(str(tmp_path / "set"))
+    (tmp_path / "set" / "results.csv").write_text(HEADER + line.replace("1,s", "2,s"))
+    for name in ("set", "set/results.csv"):
+        with pytest.raises(
+            ArtifactError, match=r"set/results\.csv is damaged: restore .*set, for example by `git checkout`"
+        ):
+            read_result_set(str(tmp_path / name))
+
+
+def test_only_an_axis_and_metrics_that_are_there() -> None:
+    metric = "latency_" + "x" * 5000
+    found = compare_sets([result_set(name, f"tune,g,lora,{metric},1,s,lower,,,,") for name in "ab"])
+    assert select(found, "tune", [metric]) == select(found, None, ()) == found
+    for axis, metrics in (("tun", ()), ("", ()), (None, ["latency"])):
+        with pytest.raises(ParameterError, match=r"^unknown (axis|metric)") as caught:
+            select(found, axis, metrics)
+        assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("name", ["HEAD:file", "HEAD:", "HEAD^{tree}"])
+def test_a_name_that_leads_into_a_commit(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("x")
+    for command in (
+        ["init", "-q"],
+        ["add", "file"],
+        ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "a"],
+    ):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    with pytest.raises(ParameterError, match=r"is a file or folder within a commit: name a commit as HEAD") as caught:
+        read_result_set(name, tmp_path)
+    assert repr(name) in str(caught.value)
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from efficientllm.ranking.directions import known_direction
 from efficientllm.ranking.tidy import parse_tidy, read_tidy
 
 HEADER = "group,technique,metric,value\n"
+INTERVALS = "group,technique,metric,value,ci_low,ci_high\n"
 
 
 def parse(text: str):
@@ -72,6 +73,9 @@ def test_all_columns_in_any_order_and_others_are_ignored() -> None:
         ),
         ("group,technique,metric,value,ci_low,ci_high\ng,a,loss,1,2,0\n", "line 2: ci_low 2 is above ci_high 0"),
         ("group,technique,metric,value,ci_low,ci_high\ng,a,loss,1,2,\n", "ci_low and ci_high come together"),
+        (INTERVALS + "g,a,loss,1,0,2\ng,b,loss,22,1,2\n", "line 3, column 'value': 22 is outside its interval, ci_low 1 to ci_high 2: correct"),
+        (INTERVALS + "g,a,loss,0.999,1,2\n", "line 2, column 'value': 0.999 is outside its interval"),
+        (INTERVALS + "g,a,loss,-1.001,-1,2\n", "line 2, column 'value': -1.001 is outside its interval"),
         ("group,technique,metric,value,n\ng,a,loss,1,0\n", "column 'n': 0 is not a count"),
         ("group,technique,metric,value,n\ng,a,loss,1,2.5\n", "column 'n': 2.5 is not a count"),
     ],
@@ -82,6 +86,31 @@ def test_faults(text: str, message: str) -> None:
     assert message in str(caught.value)
     assert str(caught.value).startswith("t.csv")
     assert "\n" not in str(caught.value) and "\x1b" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "line", ["1.0000000000001,0,1", "-1.0000000000001,-1,0", "1,1,1", "0,0,0", ",1,2", "1,,"]
+)  # fmt: skip
+def test_values_within_their_interval_or_rounded_out_of_it(line: str) -> None:
+    assert len(parse(f"{INTERVALS}g,a,loss,{line}\n")) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{long}\n1\n", "group,technique,metric,{long},{long}\n", "{head}\ng,a,loss,{long},,,,\n", "{head}\ng,a,loss,+{digits},,,,\n",
+        "{head}\ng,a,loss,{signs}nan,,,,\n", "{head}\ng,a,loss,1,0{digits}1,0,,\n", "{head}\ng,a,loss,{zeros}9,0,1,,\n",
+        "{head}\ng,a,loss,1,,,{zeros},\n", "{head}\ng,a,{long},1,,,,\n", "{head}\ng,a,loss,1,,,,{long}\n",
+        "{head}\ng,{long},loss,1,,,,\ng,{long},loss,1,,,,\n", "{head}\ng,{long}\x1b,loss,1,,,,\n",
+        "{head}\ng,a,{long},1,,,,lower\ng,b,{long},1,,,,higher\n",
+    ],
+)  # fmt: skip
+def test_long_cells_are_not_repeated_whole(text: str) -> None:
+    head = "group,technique,metric,value,ci_low,ci_high,n,direction"
+    filled = text.format(head=head, long="x" * 5000, digits="9" * 5000, zeros="0" * 5000, signs="-" * 5000)
+    with pytest.raises(DataError) as caught:
+        parse(filled)
+    assert len(str(caught.value)) < 500
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:

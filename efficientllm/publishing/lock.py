@@ -1,0 +1,104 @@
+"""Whether a run's files and parameters are the ones that DVC's lock file describes."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from efficientllm import config, paths
+from efficientllm.config.load import read_yaml
+from efficientllm.errors import ArtifactError, shown
+from efficientllm.ranking.results import RANKING_FILE, RESULTS_FILE, SUMMARY_FILE
+
+_REMEDY = "run `dvc repro`, then publish"
+_TABLES = tuple(paths.RESULTS / name for name in (RESULTS_FILE, RANKING_FILE, SUMMARY_FILE))
+
+
+class _Entry(BaseModel):
+    path: str
+    md5: str | None = None
+
+
+class _Stage(BaseModel):
+    deps: list[_Entry] = []
+    outs: list[_Entry] = []
+    params: dict[str, dict[str, Any]] = {}
+
+
+class _Lock(BaseModel):
+    stages: dict[str, _Stage] = {}
+
+
+def check_lock(configuration: config.Configuration, root: Path = Path()) -> None:
+    """Makes sure that the report is the one that dvc.lock describes, and that the parameters are those that its stages had.
+
+    Args:
+        configuration: The run's parameters.
+        root: The repository's root.
+
+    Raises:
+        ArtifactError: dvc.lock is damaged or knows of no finished run, or a file or parameter is another than it says.
+    """
+    stages = _read_stages(root)
+    if "report" not in stages or "normalize" not in stages:
+        raise ArtifactError(f"{paths.LOCK} knows of no finished run: {_REMEDY}")
+    report = stages["report"]
+    known = {entry.path: entry.md5 for entry in (*report.outs, *report.deps, *stages["normalize"].outs)}
+    for path in (paths.REPORT, paths.HARDWARE, *_TABLES):
+        file = root / path
+        if not file.is_file() or hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest() != known.get(
+            str(path)
+        ):
+            raise ArtifactError(f"{path} is not the one that {paths.LOCK} describes: {_REMEDY}")
+    _check_parameters(configuration, stages, root)
+
+
+def replicas(configuration: config.Configuration) -> Iterator[tuple[str, str, int]]:
+    """Lists the replicas that a run asks for: axis, cell and seed of each."""
+    chosen = configuration.parameters.replicas
+    cells = [("pretrain", name) for name in chosen.architectures]
+    cells += [("tune", f"{method}-{size}") for method in chosen.methods for size in chosen.sizes]
+    return ((axis, cell, seed) for axis, cell in cells for seed in chosen.seeds)
+
+
+def _read_stages(root: Path) -> dict[str, _Stage]:
+    path = root / paths.LOCK
+    content = read_yaml(path) if path.is_file() else None
+    try:
+        return {} if content is None else _Lock.model_validate(content).stages
+    except ValidationError as error:
+        place = ".".join(map(str, error.errors()[0]["loc"]))
+        where = f" ({shown(place)})" if place else ""
+        # DVC itself does not run beside a lock file that it cannot read
+        raise ArtifactError(f"{paths.LOCK} is not as DVC writes it{where}: restore or delete it, {_REMEDY}") from error
+
+
+def _check_parameters(configuration: config.Configuration, stages: dict[str, _Stage], root: Path) -> None:
+    profile = (paths.PROFILES / f"{configuration.parameters.profile}.yaml").as_posix()
+    current = {name: read_yaml(root / name) for name in (paths.PARAMETERS.as_posix(), profile)}
+    declared = _declared(configuration)
+    for name, stage in stages.items():
+        if "@" in name and name not in declared:
+            continue  # DVC keeps what it knows of cells that are no longer declared
+        for file, values in stage.params.items():
+            if file not in current:
+                raise ArtifactError(f"{paths.PARAMETERS}: profile has changed since {name} ran with {file}: {_REMEDY}")
+            for key, value in values.items():
+                if _parameter(current[file], key) != value:
+                    raise ArtifactError(f"{file}: {key} has changed since {name} ran: {_REMEDY}")
+
+
+def _declared(configuration: config.Configuration) -> set[str]:
+    """Names of the stages of the run's cells, as dvc.yaml makes them."""
+    names = {f"{kind}{row.axis}@{row.cell}" for row in configuration.rows() for kind in ("", "measure_")}
+    names |= {f"base@{size}" for size in configuration.parameters.bases}
+    return names | {f"replicate_{axis}@{cell}-{seed}" for axis, cell, seed in replicas(configuration)}
+
+
+def _parameter(content: Any, key: str) -> Any:
+    """The value of a dotted key; None where it is absent."""
+    for part in key.split("."):
+        content = content.get(part) if isinstance(content, dict) else None
+    return content
