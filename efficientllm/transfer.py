@@ -6,24 +6,28 @@ takes a record over only where the hardware's description, code, parameters, dat
 byte, and measures everything else itself.
 """
 
+import gzip
 import hashlib
 import io
 import re
 import tarfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError
 
 from efficientllm import paths
-from efficientllm.config.load import read_yaml
-from efficientllm.errors import ArtifactError, ParameterError
+from efficientllm.errors import ArtifactError, EfficientLLMError, ParameterError
 from efficientllm.files import write_bytes
 
-CACHE = Path(".dvc") / "cache"
 _MEASURING = re.compile(r"python -m stages\.(measure|replicate) ")
 _RUN = re.compile(r"runs/([0-9a-f]{2})/(\1[0-9a-f]{62})/[0-9a-f]{64}")
 _OBJECT = re.compile(r"files/md5/([0-9a-f]{2})/([0-9a-f]{30})")
+_PARTS = {"cmd", "deps", "outs"}
+"""What DVC notes of every stage that it keeps the run of."""
+_REFUSED = "nothing is imported: copy the archive again, or export the records anew"
 
 
 @dataclass(frozen=True)
@@ -39,38 +43,60 @@ class Transfer:
     of_this_machine: int
 
 
+class _Dependency(BaseModel):
+    path: str
+    md5: str | None = None
+
+
+class _Output(BaseModel):
+    path: str
+    md5: str = Field(pattern="^[0-9a-f]{32}$")
+
+
+class _Stage(BaseModel):
+    """What DVC noted of a measuring stage that ran."""
+
+    cmd: str
+    deps: list[_Dependency]
+    outs: list[_Output] = Field(min_length=1)
+
+
 def export_records(destination: Path, root: Path = Path()) -> int:
     """Writes the measured records of this clone's cache, with what they depended on, to a tar archive.
 
     Args:
-        destination: The archive.
+        destination: The archive; one that is there already is replaced, anything else is not.
         root: The repository's root.
 
     Returns:
         Number of records.
 
     Raises:
-        ArtifactError: The cache holds no record.
+        ParameterError: The destination is there, and is no archive of records.
+        ArtifactError: The root is no DVC repository's, or its cache is damaged, or holds no record.
     """
-    cache = root / CACHE
+    cache = _cache(root)
+    _check_replaceable(destination)
     members: dict[str, bytes] = {}
     for run in sorted((cache / "runs").glob("*/*/*")):
-        if not _MEASURING.match(str(_stage(run).get("cmd"))):
+        content = run.read_bytes()
+        stage = _stage(content, str(run), "delete it, and its record is left out")
+        if stage is None:
             continue
-        outputs = [_object_name(out["md5"]) for out in _stage(run)["outs"]]
+        outputs = [_object_name(out.md5) for out in stage.outs]
         if all((cache / name).is_file() for name in outputs):  # an evicted one is of no use
-            members |= {name: (cache / name).read_bytes() for name in outputs}
-            members[run.relative_to(cache).as_posix()] = run.read_bytes()
+            members |= {name: _whole(cache, name) for name in outputs}
+            members[run.relative_to(cache).as_posix()] = content
     count = sum(name.startswith("runs/") for name in members)
     if not count:
         raise ArtifactError(f"{cache} holds no measured record: run `dvc repro` first")
-    content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode="w:gz") as archive:
+    archived = io.BytesIO()
+    with tarfile.open(fileobj=archived, mode="w:gz") as archive:
         for name, payload in sorted(members.items()):
             entry = tarfile.TarInfo(name)
             entry.size = len(payload)
             archive.addfile(entry, io.BytesIO(payload))
-    write_bytes(destination, content.getvalue())
+    write_bytes(destination.resolve(), archived.getvalue())  # a link stays one
     return count
 
 
@@ -82,78 +108,131 @@ def import_records(source: Path, root: Path = Path()) -> Transfer:
         root: The repository's root.
 
     Raises:
-        ParameterError: The file does not exist.
-        ArtifactError: It is damaged, or holds anything but records and what they depended on; then nothing is imported.
+        ParameterError: The source is no file.
+        ArtifactError: The root is no DVC repository's, or the archive is damaged, or holds anything but records and what they
+            depended on; then nothing is imported.
     """
-    if not source.is_file():
-        raise ParameterError(f"{source} does not exist")
+    cache = _cache(root)
     members = dict(_members(source))
     hardware = root / paths.HARDWARE
-    own = hashlib.md5(hardware.read_bytes(), usedforsecurity=False).hexdigest() if hardware.exists() else None
+    own = _md5(hardware.read_bytes()) if hardware.exists() else None
     runs = {name: _described(name, content, source) for name, content in members.items() if _RUN.fullmatch(name)}
-    wanted = {_object_name(out["md5"]) for stage in runs.values() for out in stage["outs"]}
+    if not runs:
+        raise ArtifactError(f"{source} holds no record: export the records anew")
+    wanted = {_object_name(out.md5) for stage in runs.values() for out in stage.outs}
     if wanted != members.keys() - runs.keys():
         raise ArtifactError(f"{source} is incomplete, or holds files that are no records: export the records anew")
     # records first: a run without its record would be worse than a record without its run
     for name in sorted(members):
-        target = root / CACHE / name
+        target = cache / name
         if not target.exists():
             write_bytes(target, members[name])
     matching = sum(
-        any(dependency["path"] == str(paths.HARDWARE) and dependency.get("md5") == own for dependency in stage["deps"])
+        any(dependency.path == str(paths.HARDWARE) and dependency.md5 == own for dependency in stage.deps)
         for stage in runs.values()
     )
     return Transfer(len(runs), matching)
 
 
-def _members(source: Path) -> Iterator[tuple[str, bytes]]:
+def _cache(root: Path) -> Path:
+    """The folder of DVC's cache, which may lie anywhere."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    if not (root / ".dvc").is_dir():  # DVC would go on in the folders above, which have a hardware.json of their own
+        raise ArtifactError(f"{root.resolve()} is no root of a DVC repository: run this in the folder of dvc.yaml")
     try:
-        with tarfile.open(source, mode="r:gz") as archive:
+        with Repo(str(root)) as repository:
+            return Path(repository.cache.local_cache_dir)
+    except DvcException as error:
+        raise ArtifactError(
+            f"DVC cannot use the repository in {root.resolve()} ({_first_line(error)}): `dvc status` tells more"
+        ) from error
+
+
+def _check_replaceable(destination: Path) -> None:
+    """Makes sure that nothing but an earlier archive is replaced."""
+    if not destination.exists():
+        return
+    try:
+        earlier = any(_RUN.fullmatch(name) for name, _ in _members(destination))
+    except EfficientLLMError:
+        earlier = False
+    if not earlier:
+        raise ParameterError(f"{destination} exists and is no archive of records: choose another name")
+
+
+def _whole(cache: Path, name: str) -> bytes:
+    content = (cache / name).read_bytes()
+    if not _is_whole(name, content):
+        raise ArtifactError(f"{cache / name} is damaged: run `efficientllm verify`, then `dvc repro`")
+    return content
+
+
+def _members(source: Path) -> Iterator[tuple[str, bytes]]:
+    if not source.exists():
+        raise ParameterError(f"{source} does not exist")
+    if not source.is_file():
+        raise ParameterError(f"{source} is no regular file: name an archive that `efficientllm export-records` wrote")
+    try:
+        with gzip.open(source) as whole, tarfile.open(fileobj=whole, mode="r:") as archive:
             for entry in archive:
                 stream = archive.extractfile(entry) if entry.isfile() else None
-                found = _OBJECT.fullmatch(entry.name)
-                if stream is None or not (found or _RUN.fullmatch(entry.name)):
+                if stream is None or not (_OBJECT.fullmatch(entry.name) or _RUN.fullmatch(entry.name)):
                     raise ArtifactError(f"{source} holds {entry.name!r}, which is no record: nothing is imported")
                 content = stream.read()
-                if found and hashlib.md5(content, usedforsecurity=False).hexdigest() != found[1] + found[2]:
-                    raise ArtifactError(f"{source}: {entry.name} is damaged: nothing is imported")
+                if _OBJECT.fullmatch(entry.name) and not _is_whole(entry.name, content):
+                    raise ArtifactError(f"{source}: {entry.name} is damaged: {_REFUSED}")
                 yield entry.name, content
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise ArtifactError(f"{source} is no archive of records, or a damaged one ({error})") from error
+            while whole.read(1 << 20):  # the archive ends before its checksum, and a run has no other
+                pass
+    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise ArtifactError(
+            f"{source} is no archive of records, or a damaged one ({_first_line(error)}): {_REFUSED}"
+        ) from error
 
 
-def _described(name: str, content: bytes, source: Path) -> dict[str, Any]:
+def _described(name: str, content: bytes, source: Path) -> _Stage:
     """Reads what a run depended on, and makes sure that it is a measuring stage that yields records alone."""
-    stage = _parsed(content, f"{source}: {name}")
-    outputs = [PurePosixPath(out["path"]) for out in stage["outs"]]
+    stage = _stage(content, f"{source}: {name}", _REFUSED)
+    outputs = [PurePosixPath(out.path) for out in stage.outs] if stage is not None else []
     inside = all(output.is_relative_to(paths.MEASURE.as_posix()) and ".." not in output.parts for output in outputs)
-    if not _MEASURING.match(str(stage["cmd"])) or not inside:
+    if stage is None or not inside:
         raise ArtifactError(f"{source}: {name} describes something else than a measurement: nothing is imported")
     return stage
 
 
-def _stage(run: Path) -> dict[str, Any]:
-    content = read_yaml(run)
-    return content if isinstance(content, dict) else {}
-
-
-def _parsed(content: bytes, where: str) -> dict[str, Any]:
+def _stage(content: bytes, where: str, remedy: str) -> _Stage | None:
+    """Reads what DVC noted of a run; None where the stage does not measure."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
     try:
-        stage: dict[str, Any] = YAML(typ="safe").load(content)
-        for part in ("cmd", "deps", "outs"):
-            stage[part]
-        for out in stage["outs"]:
-            _object_name(out["md5"])
-    except (YAMLError, KeyError, TypeError, UnicodeDecodeError, ValueError) as error:
-        raise ArtifactError(f"{where} is damaged ({error}): nothing is imported") from error
-    return stage
+        noted = YAML(typ="safe", pure=True).load(content.decode())
+        if not isinstance(noted, dict) or not noted.keys() >= _PARTS:
+            raise ValueError(f"it lacks one of {', '.join(sorted(_PARTS))}")
+        return _Stage.model_validate(noted) if _MEASURING.match(str(noted["cmd"])) else None
+    except ValidationError as error:
+        fault = error.errors()[0]
+        problem = f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
+    except (YAMLError, ValueError, KeyError, RecursionError) as error:  # a key error: `!!bool` before what is none
+        problem = _first_line(error)
+    raise ArtifactError(f"{where} is damaged ({problem}): {remedy}")
+
+
+def _first_line(error: Exception) -> str:
+    """What another library says, without where in its own text it has found it."""
+    return str(getattr(error, "problem", None) or error).partition("\n")[0]
+
+
+def _is_whole(name: str, content: bytes) -> bool:
+    """Whether a cached file's content is what its name says."""
+    return name == _object_name(_md5(content))
 
 
 def _object_name(md5: str) -> str:
-    name = f"files/md5/{md5[:2]}/{md5[2:]}"
-    if not _OBJECT.fullmatch(name):
-        raise ValueError(f"{md5!r} is no hash of a record")
-    return name
+    return f"files/md5/{md5[:2]}/{md5[2:]}"
+
+
+def _md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()

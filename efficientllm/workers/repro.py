@@ -32,7 +32,8 @@ def repro(count: int | None, targets: Sequence[str] = (), root: Path = Path()) -
         root: The repository's root.
 
     Raises:
-        ParameterError: A parameter or target is wrong, there are more workers than GPUs, or something is not committed.
+        ParameterError: A parameter or target is wrong, there are more workers than GPUs or units, or something is not
+            committed.
         ArtifactError: A stage failed; the others have run.
     """
     configuration = config.load(root)
@@ -42,12 +43,17 @@ def repro(count: int | None, targets: Sequence[str] = (), root: Path = Path()) -
         raise ParameterError(
             f"parallel.strategy is {strategy!r}, which trains each cell on all GPUs: run `dvc repro`, or set it to none"
         )
-    devices = _devices(count)
     needed_by_stage, cache = _pipeline(root)
     if targets:
         needed_by_stage = needed_for(targets, needed_by_stage)
-    _dvc(root, "repro", "-s", *OPENING)
     schedule = Schedule(units(needed_by_stage), needed_by_stage)
+    most = max(1, schedule.total)  # the opening and the closing stages are no units
+    if count is not None and count > most:
+        raise ParameterError(
+            f"--workers is {count}: give a number from 1 to that of the units that these stages are run in, {most}"
+        )
+    devices = _devices(count)
+    _dvc(root, "repro", "-s", *OPENING)
     workers = [
         Worker(number, make_folder(number, configuration, cache, root), schedule, environment)
         for number, environment in enumerate(devices, start=1)
@@ -253,15 +259,20 @@ def _devices(count: int | None) -> list[dict[str, str]]:
 
 def _pipeline(root: Path) -> tuple[dict[str, list[str]], Path]:
     """What each stage needs, by DVC, and where DVC's cache is."""
+    from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
-    with Repo(str(root)) as repository:
-        graph = repository.index.graph
-        needed = {
-            stage.addressing: [other.addressing for other in graph.successors(stage)]
-            for stage in repository.index.stages
-        }
-        return needed, Path(repository.cache.local.path).parents[1]
+    try:
+        with Repo(str(root)) as repository:
+            graph = repository.index.graph
+            needed = {
+                stage.addressing: [other.addressing for other in graph.successors(stage)]
+                for stage in repository.index.stages
+            }
+            return needed, Path(repository.cache.local.path).parents[1]
+    except DvcException as error:
+        problem = str(error).partition("\n")[0]
+        raise ArtifactError(f"DVC cannot read the pipeline ({problem}): `dvc status` tells more") from error
 
 
 def _dvc(root: Path, *arguments: str) -> None:
