@@ -93,7 +93,9 @@ def test_energy_to_loras_loss(tmp_path: Path) -> None:
     assert found["tune", "freeze-small"].missing["energy_to_lora_loss"] == "its validation loss stayed above 2"
     assert found["tune", "pissa-small"].missing["energy_to_lora_loss"] == "its training read no energy"
     assert "not its own: tune@lora-large" in found["tune", "full-small"].missing["energy_to_lora_loss"]
-    assert "this run has no training curve of lora-medium" in found["tune", "dora-medium"].missing["energy_to_lora_loss"]
+    assert (
+        "this run has no training curve of lora-medium" in found["tune", "dora-medium"].missing["energy_to_lora_loss"]
+    )
 
 
 def replica(seed: int, **numbers: float) -> Replica:
