@@ -285,6 +285,7 @@ def test_no_file(other: Path, tmp_path: Path, path: str, message: str) -> None:
         (gzip.compress(b""), "is no archive of records, or a damaged one"),
         (gzip.compress(bytes(10240)), "holds no record"),
     ],
+    ids=["text", "empty", "empty-gzip", "empty-tar"],  # gzip writes the time
 )
 def test_no_archive(other: Path, tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "file.tgz").write_bytes(content)
