@@ -1,9 +1,35 @@
-"""The integrity of DVC's cache: DVC protects its files against writing, and then believes them."""
+"""DVC's repository, and the integrity of its cache: DVC protects its files against writing, and then believes them."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from efficientllm.errors import ArtifactError
+
+
+@contextmanager
+def dvc_repository(root: Path, refusal: str, remedy: str = ": `dvc status` tells more") -> Iterator[Any]:
+    """Opens the DVC repository that a folder is in.
+
+    Args:
+        root: The folder.
+        refusal: What an error says before DVC's own words.
+        remedy: What it says after them.
+
+    Raises:
+        ArtifactError: DVC refuses the repository, or what is asked of it meanwhile.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo(str(root)) as repository:
+            yield repository
+    except DvcException as error:
+        problem = str(error).partition("\n")[0]
+        raise ArtifactError(f"{refusal} ({problem}){remedy}") from error
 
 
 def local_cache() -> Path:
@@ -12,13 +38,8 @@ def local_cache() -> Path:
     Raises:
         ArtifactError: There is no DVC repository.
     """
-    from dvc.exceptions import DvcException
-    from dvc.repo import Repo
-
-    try:
-        return Path(Repo().cache.local.path)
-    except DvcException as error:
-        raise ArtifactError(f"there is no DVC repository here ({error})") from error
+    with dvc_repository(Path(), "there is no DVC repository here", remedy="") as repository:
+        return Path(repository.cache.local.path)
 
 
 def remove_damaged(cache: Path) -> tuple[int, list[Path]]:

@@ -55,7 +55,11 @@ def did_you_mean(found: str, known: Iterable[str], cutoff: float = 0.6) -> str:
 
 def shown(value: object) -> str:
     """Returns a value as it stands in a message: on one line, and cut where it is long."""
-    text = repr(value)
+    return abridged(repr(value))
+
+
+def abridged(text: str) -> str:
+    """Returns a text as it stands in a message: cut where it is long."""
     return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 4]} ..."
 
 

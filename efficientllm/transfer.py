@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from pydantic import BaseModel, Field, ValidationError
 
 from efficientllm import paths
+from efficientllm.cache import dvc_repository
 from efficientllm.errors import ArtifactError, EfficientLLMError, ParameterError
 from efficientllm.files import write_bytes
 
@@ -136,18 +137,10 @@ def import_records(source: Path, root: Path = Path()) -> Transfer:
 
 def _cache(root: Path) -> Path:
     """The folder of DVC's cache, which may lie anywhere."""
-    from dvc.exceptions import DvcException
-    from dvc.repo import Repo
-
     if not (root / ".dvc").is_dir():  # DVC would go on in the folders above, which have a hardware.json of their own
         raise ArtifactError(f"{root.resolve()} is no root of a DVC repository: run this in the folder of dvc.yaml")
-    try:
-        with Repo(str(root)) as repository:
-            return Path(repository.cache.local_cache_dir)
-    except DvcException as error:
-        raise ArtifactError(
-            f"DVC cannot use the repository in {root.resolve()} ({_first_line(error)}): `dvc status` tells more"
-        ) from error
+    with dvc_repository(root, f"DVC cannot use the repository in {root.resolve()}") as repository:
+        return Path(repository.cache.local_cache_dir)
 
 
 def _check_replaceable(destination: Path) -> None:

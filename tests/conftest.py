@@ -2,6 +2,8 @@
 
 import os
 import tempfile
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -23,3 +25,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if fixture in getattr(item, "fixturenames", ()):
                 item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=lambda item: "slow" not in item.keywords)
+
+
+@pytest.fixture
+def make_dvc_root() -> Callable[[Path], Path]:
+    """Makes a folder the root of a DVC repository without Git."""
+
+    def make(root: Path) -> Path:
+        (root / ".dvc").mkdir(parents=True)
+        (root / ".dvc" / "config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
+        return root
+
+    return make

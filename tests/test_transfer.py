@@ -6,6 +6,7 @@ import io
 import shutil
 import tarfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,12 +21,6 @@ HARDWARE = b'{"gpus": ["H100"]}'
 
 def md5(content: bytes) -> str:
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
-
-
-def repository(root: Path) -> Path:
-    (root / ".dvc").mkdir(parents=True)
-    (root / ".dvc" / "config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
-    return root
 
 
 def cached(root: Path, content: bytes) -> Path:
@@ -56,8 +51,8 @@ def run(root: Path, command: str, output: str, content: bytes, hardware: bytes =
 
 
 @pytest.fixture
-def clone(tmp_path: Path) -> Path:
-    root = repository(tmp_path / "clone")
+def clone(tmp_path: Path, make_dvc_root: Callable[[Path], Path]) -> Path:
+    root = make_dvc_root(tmp_path / "clone")
     measured = "python -m stages.measure --axis tune --cell "
     run(root, measured + "lora-small", "artifacts/measure/tune/lora-small.json", RECORD)
     run(root, measured + "dora-small", "artifacts/measure/tune/dora-small.json", RECORD + b" ", hardware=b"another")
@@ -66,8 +61,8 @@ def clone(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def other(tmp_path: Path) -> Path:
-    return repository(tmp_path / "other")
+def other(tmp_path: Path, make_dvc_root: Callable[[Path], Path]) -> Path:
+    return make_dvc_root(tmp_path / "other")
 
 
 def archive(path: Path, members: dict[str, bytes]) -> Path:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from efficientllm import paths
-from efficientllm.errors import DataError, ParameterError, shown, unknown_name
+from efficientllm.errors import DataError, ParameterError, abridged, shown, unknown_name
 from efficientllm.files import check_directory
 from efficientllm.metrics import Direction
 from efficientllm.ranking.rank import Estimate
 from efficientllm.ranking.results import RESULTS_FILE
-from efficientllm.ranking.tidy import Line, abridged, parse_tidy, read_tidy
+from efficientllm.ranking.tidy import Line, parse_tidy, read_tidy
 
 Key = tuple[str, str, str, str]
 """Axis, group, technique and metric."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from efficientllm.errors import DataError, did_you_mean, shown
+from efficientllm.errors import DataError, abridged, did_you_mean, shown
 from efficientllm.metrics import Direction
 from efficientllm.ranking.directions import known_direction
 
@@ -23,7 +23,6 @@ _LARGEST = 1e150  # squares and sums of what is allowed stay finite
 _MOST_BYTES = 32 << 20
 _ROUNDING = 1e-9
 """By what share of itself a value may lie outside its interval: tables are rounded."""
-_LONGEST_REPEATED = 80
 
 
 @dataclass(frozen=True)
@@ -228,8 +227,3 @@ def _number(cell: dict[str, str], column: str, where: str) -> float | None:
     if not math.isfinite(value) or abs(value) > _LARGEST:
         raise DataError(f"{where}, column {column!r}: {abridged(text)} is beyond {_LARGEST:g}: take another unit")
     return value
-
-
-def abridged(text: str) -> str:
-    """Returns what a table says as it stands in a message: cut where it is long."""
-    return text if len(text) <= _LONGEST_REPEATED else f"{text[: _LONGEST_REPEATED - 4]} ..."

@@ -27,12 +27,15 @@ class Part:
 
 def parts(evidence: Evidence) -> list[Part]:
     """Lists the parts in the order of their first cells: a single one where all records are of one origin."""
-    return [_part(evidence, cells) for cells in _cells_by_origin(evidence).values()]
+    cells: dict[str, list[tuple[str, str]]] = {}
+    for key, origin in _origins(evidence).items():
+        cells.setdefault(origin, []).append(key)
+    return [_part(evidence, keys) for keys in cells.values()]
 
 
 def mixed_groups(evidence: Evidence) -> list[str]:
     """Names the groups whose rows come from more than one part, so that their differences may be the parts'."""
-    origins = {key: _origin(record.provenance) for key, record in evidence.records.items()}
+    origins = _origins(evidence)
     return [
         group.title
         for group in groups_of(evidence)
@@ -50,15 +53,10 @@ def _revision(provenance: Provenance) -> str:
     return f"{name} with uncommitted changes" if provenance.git_dirty else name
 
 
-def _cells_by_origin(evidence: Evidence) -> dict[str, list[tuple[str, str]]]:
-    found: dict[str, list[tuple[str, str]]] = {}
-    for key, record in evidence.records.items():
-        found.setdefault(_origin(record.provenance), []).append(key)
-    return found
-
-
-def _origin(provenance: Provenance) -> str:
-    return json.dumps([_revision(provenance), provenance.hardware], sort_keys=True)
+def _origins(evidence: Evidence) -> dict[tuple[str, str], str]:
+    """What distinguishes parts, as a text, for each cell."""
+    sources = {key: record.provenance for key, record in evidence.records.items()}
+    return {key: json.dumps([_revision(known), known.hardware], sort_keys=True) for key, known in sources.items()}
 
 
 def _part(evidence: Evidence, keys: list[tuple[str, str]]) -> Part:

@@ -165,7 +165,7 @@ class Canvas:
 
 
 def tick_labels(ticks: Sequence[float]) -> list[tuple[float, str]]:
-    """Renders the ticks of an axis with as many digits as none of them loses any, which steps as long as each other need."""
+    """Renders the ticks of an axis, all with as many digits as the one that needs most: rounded, equal steps would differ."""
     scaled = [tick / _size(tick)[0] for tick in ticks]
     digits = next(
         (most for most in range(3, 9) if all(math.isclose(float(f"{x:.{most}g}"), x, rel_tol=1e-9) for x in scaled)), 3

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from efficientllm import config
+from efficientllm.cache import dvc_repository
 from efficientllm.errors import ArtifactError, ParameterError
 from efficientllm.workers.folders import FOLDER, check_committed, make_folder, unite_locks
 from efficientllm.workers.units import OPENING, Unit, needed_for, runnable, units
@@ -259,20 +260,13 @@ def _devices(count: int | None) -> list[dict[str, str]]:
 
 def _pipeline(root: Path) -> tuple[dict[str, list[str]], Path]:
     """What each stage needs, by DVC, and where DVC's cache is."""
-    from dvc.exceptions import DvcException
-    from dvc.repo import Repo
-
-    try:
-        with Repo(str(root)) as repository:
-            graph = repository.index.graph
-            needed = {
-                stage.addressing: [other.addressing for other in graph.successors(stage)]
-                for stage in repository.index.stages
-            }
-            return needed, Path(repository.cache.local.path).parents[1]
-    except DvcException as error:
-        problem = str(error).partition("\n")[0]
-        raise ArtifactError(f"DVC cannot read the pipeline ({problem}): `dvc status` tells more") from error
+    with dvc_repository(root, "DVC cannot read the pipeline") as repository:
+        graph = repository.index.graph
+        needed = {
+            stage.addressing: [other.addressing for other in graph.successors(stage)]
+            for stage in repository.index.stages
+        }
+        return needed, Path(repository.cache.local_cache_dir)
 
 
 def _dvc(root: Path, *arguments: str) -> None:

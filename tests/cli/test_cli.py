@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -258,7 +259,10 @@ def test_sweep_names_faults_before_it_looks_for_experiments(capsys: pytest.Captu
 
 
 def test_records_are_exported_and_imported(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    make_dvc_root: Callable[[Path], Path],
 ) -> None:
     import hashlib
 
@@ -267,8 +271,7 @@ def test_records_are_exported_and_imported(
 
     clone, other = tmp_path / "clone", tmp_path / "other"
     for root in (clone, other):
-        (root / ".dvc").mkdir(parents=True)
-        (root / ".dvc" / "config").write_text("[core]\n    no_scm = true\n")
+        make_dvc_root(root)
     cache = clone / ".dvc" / "cache"
     name = md5(b"{}")
     for path, content in (

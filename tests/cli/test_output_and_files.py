@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
@@ -39,10 +40,14 @@ def table(tmp_path: Path) -> Path:
     ],
 )
 def test_names_that_no_file_can_have(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments, message: str
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    make_dvc_root: Callable[[Path], Path],
+    arguments: list[str],
+    message: str,
 ) -> None:
-    (tmp_path / ".dvc").mkdir()
-    (tmp_path / ".dvc" / "config").write_text("[core]\n    no_scm = true\n")
+    make_dvc_root(tmp_path)
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 1
     assert capsys.readouterr() == ("", message)

@@ -1,5 +1,6 @@
 """What `repro` refuses before it makes any worker."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -39,10 +40,12 @@ def test_targets_and_workers_are_checked_first(
 
 
 def test_a_pipeline_that_dvc_cannot_read(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    make_dvc_root: Callable[[Path], Path],
 ) -> None:
-    (tmp_path / ".dvc").mkdir()
-    (tmp_path / ".dvc" / "config").write_text("[core]\n    no_scm = true\n")
+    make_dvc_root(tmp_path)
     (tmp_path / "dvc.yaml").write_text("stages: [")
     for name in ("params.yaml", "profiles"):
         (tmp_path / name).symlink_to(ROOT / name)
