@@ -209,8 +209,8 @@ def _check_replicas(parameters: Parameters) -> None:
         for name in getattr(replicas, block):
             if name not in getattr(parameters, block):
                 raise ParameterError(
-                    f"replicas.{block} names {name!r}, which `{block}` in {paths.PARAMETERS} leaves out: "
-                    f"{', '.join(getattr(parameters, block))}"
+                    f"replicas.{block} names {name!r}, which `{block}` in {paths.PARAMETERS} leaves out (it has "
+                    f"{', '.join(getattr(parameters, block))}): take it out of replicas.{block}, or add it to `{block}`"
                 )
 
 

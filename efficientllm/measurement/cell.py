@@ -18,11 +18,11 @@ from efficientllm.files import check_directory, content_hash, file_hash
 from efficientllm.measurement import subjects
 from efficientllm.measurement.compression import compression_values
 from efficientllm.measurement.energy import EnergyMeter
+from efficientllm.measurement.exclusive import check_exclusive, idle
 from efficientllm.measurement.findings import Findings, Laps
 from efficientllm.measurement.hardware import read_hardware, sensor_doubt
 from efficientllm.measurement.memory import MemoryMeter
 from efficientllm.measurement.nvml import NvmlDevice
-from efficientllm.measurement.protocol import check_exclusive, idle
 from efficientllm.measurement.provenance import provenance
 from efficientllm.measurement.quality import NO_CHOICES, held_out_folder, perplexity_values, task_values
 from efficientllm.measurement.serving_values import serve

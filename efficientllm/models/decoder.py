@@ -1,6 +1,5 @@
 """The decoder: embedding, blocks, final norm, output head."""
 
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
@@ -10,13 +9,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from efficientllm.errors import CellFailure
-from efficientllm.models.attention import decodes_by_products
 from efficientllm.models.cache import BlockState, DecodingCache
 from efficientllm.models.components import component
 from efficientllm.models.config import DecoderConfig
-from efficientllm.models.interfaces import Block, Component, Kernel, Mixer, Position, Span
+from efficientllm.models.interfaces import Block, Component, Kernel, Mixer, Position
 from efficientllm.models.recomputation import TwinGenerators, recomputing
-from efficientllm.models.spans import attention_mask, causal_mask, span_behind, spread, whole_rows
+from efficientllm.models.spans import reads_whole_rows, share, span_behind, whole_rows
 
 _INITIAL_DEVIATION = 0.02
 
@@ -220,7 +218,8 @@ class Decoder(nn.Module):
         dtype = dtype or self.embed_tokens.weight.dtype
         device = device or self.embed_tokens.weight.device
         # some behind the last: a program that reads a part of the cache is not the one that reads all of it
-        rows = whole_rows(max_length) + 8 if self._reads_whole_rows(torch.device(device)) else max_length
+        whole = reads_whole_rows(self.position, self._mixer, torch.device(device))
+        rows = whole_rows(max_length) + 8 if whole else max_length
         blocks = [
             BlockState(
                 block.mixer.new_cache(batch_size, rows, dtype, device),
@@ -240,7 +239,7 @@ class Decoder(nn.Module):
         """Returns `hidden_states` and the weighted auxiliary loss, for a caller that projects in its own way."""
         span = span_behind(input_ids_bt, cache, padding_mask)
         hidden_btc = self.position.embed(self.embed_tokens(input_ids_bt), span)
-        self._share(span, hidden_btc)
+        share(span, hidden_btc, self.position, self._mixer)
         auxiliary_loss: torch.Tensor | None = None
         recomputes = self.gradient_checkpointing and self.training and cache is None
         recomputed = recomputing(self._twin_generators, random=self._draws_random_numbers()) if recomputes else None
@@ -262,10 +261,6 @@ class Decoder(nn.Module):
             cache.length = span.end
         return self.norm(hidden_btc), auxiliary_loss
 
-    def _reads_whole_rows(self, device: torch.device) -> bool:
-        """Whether the attention of a single query is computed by matrix products, which want `whole_rows`."""
-        return decodes_by_products(device) and (self._mixer.decodes_by_products or self.position.biases_scores)
-
     def twin_generators(self, device: torch.device) -> list[torch.Generator]:
         """Has recomputed blocks draw from generators of their own from now on, where they draw any random numbers.
 
@@ -283,37 +278,6 @@ class Decoder(nn.Module):
     def _draws_random_numbers(self) -> bool:
         """Whether training draws any: an adapter's dropout may."""
         return any("Dropout" in type(part).__name__ and getattr(part, "p", 0.0) > 0 for part in self.modules())
-
-    def _share(self, span: Span, hidden_btc: torch.Tensor) -> None:
-        """Computes once what all layers need: the rotation, and the mask or bias of the attention scores."""
-        device = hidden_btc.device
-        autocast = torch.is_autocast_enabled(device.type)
-        dtype = torch.get_autocast_dtype(device.type) if autocast else hidden_btc.dtype
-        like = torch.empty(0, dtype=dtype, device=hidden_btc.device)
-        span.rotation = self.position.rotation(span, self._mixer.rotary_dim, like)
-        bias_hp = self.position.bias_by_distance(span.end, like)
-        if span.length == 1 and span.start > 0 and span.key_real_bs is None and self._reads_whole_rows(device):
-            span.keys = whole_rows(span.end)
-            span.attention_mask = causal_mask(span, device)
-        else:
-            span.attention_mask = attention_mask(span, device)
-        if bias_hp is not None and span.attention_mask is None and span.start == 0 and self._mixer.applies_bias(device):
-            from efficientllm.models.biased_attention import causal_blocks
-
-            span.bias_by_distance_hp = bias_hp
-            span.causal_blocks = causal_blocks(span.length, device)
-        elif bias_hp is not None:
-            visible = causal_mask(span, hidden_btc.device) if span.attention_mask is None else span.attention_mask
-            span.attention_mask = spread(bias_hp, span).masked_fill(~visible, -torch.inf)
-        span.causal = span.attention_mask is None and span.length > 1
-        # cuDNN prepares a plan for every shape: worth it for the few of training, not for a cache that grows by a token
-        span.cudnn_first = span.causal and _cudnn_is_faster(device)
-
-
-@functools.cache
-def _cudnn_is_faster(device: torch.device) -> bool:
-    """Whether cuDNN's attention is worth preferring: it takes half the time of PyTorch's flash kernel from Hopper on."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def _compiled_for_training(block: nn.Module) -> Callable[..., Any]:

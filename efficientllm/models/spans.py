@@ -1,9 +1,12 @@
 """Where a pass stands behind its cache, and what each of its tokens may see."""
 
+import functools
+
 import torch
 
+from efficientllm.models.attention import decodes_by_products
 from efficientllm.models.cache import DecodingCache
-from efficientllm.models.interfaces import Span
+from efficientllm.models.interfaces import Mixer, Position, Span
 
 
 def whole_rows(keys: int) -> int:
@@ -40,6 +43,51 @@ def span_behind(input_ids_bt: torch.Tensor, cache: DecodingCache | None, padding
     span.key_positions_bs = (real_bs.long().cumsum(dim=1) - 1).clamp_min(0)
     span.positions_bt = span.key_positions_bs[:, start:]
     return span
+
+
+def share(span: Span, hidden_btc: torch.Tensor, position: Position, mixer: Mixer) -> None:
+    """Computes once what all layers need, and puts it into the span: the rotation, and the mask or bias of the scores.
+
+    Args:
+        span: Where the chunk stands.
+        hidden_btc: Its embedding, for the device and the type.
+        position: The decoder's positional encoding.
+        mixer: Any of its mixers.
+    """
+    device = hidden_btc.device
+    autocast = torch.is_autocast_enabled(device.type)
+    dtype = torch.get_autocast_dtype(device.type) if autocast else hidden_btc.dtype
+    like = torch.empty(0, dtype=dtype, device=device)
+    span.rotation = position.rotation(span, mixer.rotary_dim, like)
+    bias_hp = position.bias_by_distance(span.end, like)
+    alone = span.length == 1 and span.start > 0 and span.key_real_bs is None
+    if alone and reads_whole_rows(position, mixer, device):
+        span.keys = whole_rows(span.end)
+        span.attention_mask = causal_mask(span, device)
+    else:
+        span.attention_mask = attention_mask(span, device)
+    if bias_hp is not None and span.attention_mask is None and span.start == 0 and mixer.applies_bias(device):
+        from efficientllm.models.biased_attention import causal_blocks
+
+        span.bias_by_distance_hp = bias_hp
+        span.causal_blocks = causal_blocks(span.length, device)
+    elif bias_hp is not None:
+        visible = causal_mask(span, device) if span.attention_mask is None else span.attention_mask
+        span.attention_mask = spread(bias_hp, span).masked_fill(~visible, -torch.inf)
+    span.causal = span.attention_mask is None and span.length > 1
+    # cuDNN prepares a plan for every shape: worth it for the few of training, not for a cache that grows by a token
+    span.cudnn_first = span.causal and _cudnn_is_faster(device)
+
+
+def reads_whole_rows(position: Position, mixer: Mixer, device: torch.device) -> bool:
+    """Whether the attention of a single query is computed by matrix products, which want `whole_rows`."""
+    return decodes_by_products(device) and (mixer.decodes_by_products or position.biases_scores)
+
+
+@functools.cache
+def _cudnn_is_faster(device: torch.device) -> bool:
+    """Whether cuDNN's attention is worth preferring: it takes half the time of PyTorch's flash kernel from Hopper on."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def causal_mask(span: Span, device: torch.device) -> torch.Tensor:

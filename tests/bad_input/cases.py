@@ -169,7 +169,7 @@ PARAMETER_CASES = [
             lambda root: edit(root / PARAMETERS, "replicas/seeds", [1]),
             lambda root: edit(root / PARAMETERS, "replicas/architectures", ["mqa"]),
         ),
-        "replicas.architectures", "`architectures`",
+        "replicas.architectures", "take it out",
     ),
     with_parameters(
         "an architecture named `x$(touch y)`",

@@ -14,13 +14,14 @@ from codecarbon.core import gpu_nvidia, hardware_cache
 from fake_pynvml import Gpu, NotSupportedError, lost, module, no_permission
 
 from efficientllm.errors import MeasurementError
-from efficientllm.measurement import protocol, selftest
+from efficientllm.measurement import exclusive, selftest
 from efficientllm.measurement.energy import EnergyMeter
+from efficientllm.measurement.exclusive import check_exclusive
 from efficientllm.measurement.findings import Findings
 from efficientllm.measurement.hardware import sensor_doubt
 from efficientllm.measurement.memory import MemoryMeter
 from efficientllm.measurement.nvml import NvmlDevice
-from efficientllm.measurement.protocol import Workload, WorkloadResult, check_exclusive, measure_workloads
+from efficientllm.measurement.protocol import Workload, WorkloadResult, measure_workloads
 from efficientllm.measurement.resource_values import resource_values
 from efficientllm.measurement.utilization import UtilizationMeter
 
@@ -272,7 +273,7 @@ def test_doubts_stand_beside_the_figure(install: Install) -> None:
 
 
 def test_other_processes_and_own_memory(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "_LEAVING_S", 0.5)
+    monkeypatch.setattr(exclusive, "_LEAVING_S", 0.5)
     gpu = install(Gpu(UUID, processes={os.getpid(): 3 * 2**30, 4711: 2**30}))
     nvml = NvmlDevice.of(CUDA)
     with pytest.raises(MeasurementError, match=r"\(4711\).*measure\.allow_shared"):

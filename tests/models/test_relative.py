@@ -7,6 +7,7 @@ from efficientllm.components.positions.relative import distance_buckets
 from efficientllm.errors import ParameterError
 from efficientllm.models.build import build_decoder
 from efficientllm.models.interfaces import Span
+from efficientllm.models.spans import share
 
 
 @pytest.mark.parametrize(("buckets", "max_distance"), [(32, 128), (8, 16), (16, 500)])
@@ -35,7 +36,7 @@ def test_bias_equals_t5(make_config, buckets, max_distance):
 def test_the_decoder_adds_it_below_the_diagonal(make_decoder):
     decoder = make_decoder(position="relative")
     span = Span(0, 9)
-    decoder._share(span, torch.empty(1, 9, 32))
+    share(span, torch.empty(1, 9, 32), decoder.position, decoder.blocks()[0].mixer)
     table = decoder.position.bias_by_distance(9, torch.empty(0))
     for query in range(9):
         for key in range(9):

@@ -10,7 +10,7 @@ from torch._dynamo.utils import counters
 from torch._inductor import config as inductor_config
 from torch._inductor.utils import run_and_get_code
 
-from efficientllm.models import attention
+from efficientllm.models import attention, spans
 from efficientllm.models import decoder as decoder_module
 from efficientllm.models.build import build_decoder
 from efficientllm.models.cuda_graphs import RecordingError
@@ -355,22 +355,28 @@ def test_alternatives_are_timed_by_turns(make_config: Any, monkeypatch: pytest.M
     assert order == ["a", "b"] * 5
 
 
+def read_whole_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU."""
+    for module in (decoder_module, spans):
+        monkeypatch.setattr(module, "reads_whole_rows", lambda position, mixer, device: True)
+
+
 @pytest.mark.parametrize("name", ["mla", "relative"])
 def test_rows_behind_the_last_key_are_read_and_change_nothing(
     make_config: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoder = made(make_config, CHANGES[name])
     expected = [GreedyEngine(decoder, 3, 7, count).generate(prompts_of(0)).tokens for count in (12, 3)]
-    monkeypatch.setattr(Decoder, "_reads_whole_rows", lambda self, device: True)
+    read_whole_rows(monkeypatch)
     read: list[int] = []
-    mask_of = decoder_module.causal_mask
+    mask_of = spans.causal_mask
 
     def noted(span: Any, device: torch.device) -> Any:
         if span.length == 1:
             read.append(span.keys)
         return mask_of(span, device)
 
-    monkeypatch.setattr(decoder_module, "causal_mask", noted)
+    monkeypatch.setattr(spans, "causal_mask", noted)
     for tokens in expected:
         read.clear()
         engine = GreedyEngine(decoder, 3, 7, tokens.shape[1])
@@ -387,7 +393,7 @@ def test_programs_of_the_first_steps_serve_every_position(
     make_config: Any, name: str, length: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a GPU what is compiled later cannot be recorded."""
-    monkeypatch.setattr(Decoder, "_reads_whole_rows", lambda self, device: True)
+    read_whole_rows(monkeypatch)
     monkeypatch.setattr(attention, "decodes_by_products", lambda device: True)
     decoder, prompts = made(make_config, CHANGES[name]), prompts_of(0, length=length)  # 40 keys, and nothing else of 40
     expected = GreedyEngine(decoder, 3, length, 24).generate(prompts).tokens
