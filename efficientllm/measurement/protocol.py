@@ -82,7 +82,7 @@ class WorkloadResult:
     Args:
         warmup_calls: Calls before the first window.
         warmup_seconds: What they took, compilation included.
-        stable: Whether the last warm-up calls agreed within 2 %.
+        stable: Whether the last warm-up calls agreed within 2 %, or were no faster than those before.
         memory: The memory pass, a reading for each repeat.
         windows: The repeats, in the order in which they were taken.
         memory_method: How memory was read.
@@ -210,19 +210,23 @@ def synchronize(device: torch.device) -> None:
 
 
 def _warm_up(workload: Workload, settings: MeasureSettings) -> tuple[int, float, bool]:
-    """Calls until enough calls and seconds have passed and the last calls agree, within a limit.
+    """Calls until enough calls and seconds have passed and the work gets no faster, within a limit.
+
+    That is where the last calls agree, or where none of them is faster than all those before: on a shared machine calls
+    differ by more than any agreement asks for, warm or not.
 
     The first call's seconds do not count, which are mostly compilation: after it the device is as cold as before.
     """
     started, times = time.perf_counter(), list[float]()
     for calls in itertools.count(1):
-        before = time.perf_counter()
+        begun = time.perf_counter()
         workload.step()
         synchronize(workload.device)
         now = time.perf_counter()
-        times.append(now - before)
-        last, warming = times[-_STABLE_CALLS:], now - started - times[0]
-        stable = len(last) == _STABLE_CALLS and max(last) <= min(last) * (1 + _STABLE)
+        times.append(now - begun)
+        last, before, warming = times[-_STABLE_CALLS:], times[:-_STABLE_CALLS], now - started - times[0]
+        agree = len(last) == _STABLE_CALLS and max(last) <= min(last) * (1 + _STABLE)
+        stable = agree or (len(before) >= _STABLE_CALLS and min(last) >= min(before) * (1 - _STABLE))
         enough = calls >= settings.warmup_calls and warming >= settings.warmup_seconds
         if enough and (stable or warming >= _LONGEST_WARM_UP * settings.warmup_seconds):
             return calls, now - started, stable

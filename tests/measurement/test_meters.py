@@ -10,7 +10,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import chain, repeat
+from itertools import chain, count, cycle, repeat
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from efficientllm import metrics
 from efficientllm.config.schema import MeasureSettings
 from efficientllm.errors import ArtifactError, MeasurementError
+from efficientllm.measurement import protocol
 from efficientllm.measurement.energy import EnergyReading
 from efficientllm.measurement.exclusive import check_exclusive, idle
 from efficientllm.measurement.memory import GIB, MemoryMeter, MemoryReading
@@ -269,14 +270,35 @@ def test_gpu_that_waits_for_its_host_is_doubted() -> None:
     assert doubts(45.0, 53.0, 44.0, on_gpu=False) == ""
 
 
-def test_warm_up_that_never_settles_ends() -> None:
-    lengths = iter(range(10_000))
+def warmed_up(monkeypatch: pytest.MonkeyPatch, lengths: Iterator[float]) -> tuple[int, float, bool]:
+    """Warms up with calls that take the lengths by a clock of their own."""
+    now = [0.0]
 
     def step() -> None:
-        time.sleep(0.001 + 0.004 * (next(lengths) % 2))
+        now[0] += next(lengths)
 
-    result = measured(Workload(step, 1, 1, CPU))
-    assert not result.stable
+    monkeypatch.setattr(protocol, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    return protocol._warm_up(Workload(step, 1, 1, CPU), SETTINGS)
+
+
+def test_warm_up_that_never_settles_ends_at_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    faster = (SETTINGS.warmup_seconds * 0.9**call for call in count())
+    _, seconds, stable = warmed_up(monkeypatch, faster)
+    assert not stable
+    assert seconds >= 5 * SETTINGS.warmup_seconds
+
+
+def test_warm_up_of_uneven_calls_ends_when_they_get_no_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    short = SETTINGS.warmup_seconds / 2
+    uneven = chain([100 * short, 3 * short, 2 * short], cycle([short, 1.5 * short, 1.2 * short]))
+    calls, _, stable = warmed_up(monkeypatch, uneven)
+    assert stable
+    assert calls == 7, "from then on no three calls were faster than those before"
+
+
+def test_warm_up_of_even_calls_needs_three(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, _, stable = warmed_up(monkeypatch, repeat(SETTINGS.warmup_seconds))
+    assert (calls, stable) == (max(3, SETTINGS.warmup_calls), True)
 
 
 def test_compilation_is_no_warm_up() -> None:
