@@ -63,6 +63,11 @@ def abridged(text: str) -> str:
     return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 4]} ..."
 
 
+def first_line(error: BaseException) -> str:
+    """Returns the first line of what another library's error says, or its kind where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def unknown_name(kind: str, found: str, known: Iterable[str]) -> ParameterError:
     """Builds the error for a name outside its list.
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from efficientllm import paths, preload
-from efficientllm.errors import ArtifactError, CellFailure, EfficientLLMError, Terminated
+from efficientllm.errors import ArtifactError, CellFailure, EfficientLLMError, Terminated, first_line
 from efficientllm.files import check_directory, read_json, whole_directory, write_checked_json, write_json
 from efficientllm.termination import end_with_parent, terminate_by_exception
 
@@ -103,7 +103,7 @@ def cell_errors() -> Iterator[None]:
         # torch is not imported here: its out-of-memory error is known by name
         if type(error).__name__ != "OutOfMemoryError" and "DefaultCPUAllocator: can't allocate" not in str(error):
             raise
-        raise CellFailure(f"out of memory: {str(error).splitlines()[0]}") from error
+        raise CellFailure(f"out of memory: {first_line(error)}") from error
 
 
 def _record_failure(axis: str, cell: str, reason: str) -> None:

@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError
 
 from efficientllm.config.load import read_yaml
 from efficientllm.config.schema import Section
-from efficientllm.errors import ArtifactError, ParameterError, did_you_mean
+from efficientllm.errors import ArtifactError, ParameterError, did_you_mean, first_line
 from efficientllm.files import file_hash
 from efficientllm.models.config import DecoderConfig
 
@@ -179,11 +179,12 @@ def _load(name: str, shown: str, **options: Any) -> tuple["PreTrainedModel", "Pr
             name, trust_remote_code=False, use_safetensors=True, dtype="auto", low_cpu_mem_usage=True, **options
         )
     except ImportError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ParameterError(f"base {shown} needs a package more ({reason}): pip install -e '.[gguf]'") from error
+        raise ParameterError(
+            f"base {shown} needs a package more ({first_line(error)}): pip install -e '.[gguf]'"
+        ) from error
     except MemoryError:
         raise
     except Exception as error:  # each format's reader raises its own kinds at a damaged file
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ArtifactError(f"base {shown} cannot be loaded ({reason}): get it again") from error
     return model, tokenizer

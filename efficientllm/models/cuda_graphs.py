@@ -5,6 +5,8 @@ from contextlib import contextmanager
 
 import torch
 
+from efficientllm.errors import first_line
+
 Step = Callable[[], None]
 
 
@@ -44,7 +46,7 @@ def record(
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        raise RecordingError(f"the host waits for the device within a step: {_first_line(error)}") from error
+        raise RecordingError(f"the host waits for the device within a step: {first_line(_origin(error))}") from error
     torch.cuda.synchronize(device)
     pool = torch.cuda.graph_pool_handle()
     graphs = []
@@ -62,7 +64,7 @@ def record(
     except RuntimeError as error:
         graphs.clear()
         torch.cuda.synchronize(device)
-        raise RecordingError(f"a step cannot be recorded: {_first_line(error)}") from error
+        raise RecordingError(f"a step cannot be recorded: {first_line(_origin(error))}") from error
     return [graph.replay for graph in graphs]
 
 
@@ -76,8 +78,8 @@ def _waits_are_errors() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode(before)
 
 
-def _first_line(error: BaseException) -> str:
-    """The first error's own words: what follows from it is a consequence."""
+def _origin(error: BaseException) -> BaseException:
+    """The first error: what follows from it is a consequence."""
     while isinstance(error.__context__, RuntimeError):
         error = error.__context__
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return error

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from efficientllm.config.schema import Section
-from efficientllm.errors import ArtifactError, CellFailure
+from efficientllm.errors import ArtifactError, CellFailure, first_line
 from efficientllm.models.decoder import Decoder
 from efficientllm.models.weights import save_decoder
 from efficientllm.quantization.precision import Precision, require_type
@@ -207,8 +207,7 @@ def _cell_failures(key: str, device: torch.device) -> Iterator[None]:
         raise
     except (RuntimeError, ValueError, AttributeError, OSError) as error:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "this CPU"
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CellFailure(f"bitsandbytes cannot multiply {key} weights on {name}: {first}") from error
+        raise CellFailure(f"bitsandbytes cannot multiply {key} weights on {name}: {first_line(error)}") from error
 
 
 def _stored_type(folder: Path) -> torch.dtype:

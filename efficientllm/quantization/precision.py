@@ -11,7 +11,7 @@ from torch import nn
 from efficientllm.config.load import component_names
 from efficientllm.config.options import checked_options
 from efficientllm.config.schema import Section
-from efficientllm.errors import CellFailure, unknown_name
+from efficientllm.errors import CellFailure, first_line, unknown_name
 from efficientllm.models.decoder import Decoder
 from efficientllm.models.weights import load_decoder, save_decoder
 
@@ -118,7 +118,7 @@ def require_type(dtype: torch.dtype, device: torch.device) -> None:
     try:
         nn.functional.linear(torch.ones(1, 8, dtype=dtype), torch.ones(8, 8, dtype=dtype))
     except RuntimeError as error:
-        raise CellFailure(f"PyTorch does not compute in {name} on this CPU: {str(error).splitlines()[0]}") from error
+        raise CellFailure(f"PyTorch does not compute in {name} on this CPU: {first_line(error)}") from error
 
 
 def precision(key: str) -> Precision:

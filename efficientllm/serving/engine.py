@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from efficientllm.errors import first_line
 from efficientllm.models.cuda_graphs import RecordingError, Step, record
 from efficientllm.models.decoder import Decoder
 from efficientllm.serving.clock import Clock
@@ -173,7 +174,7 @@ class GreedyEngine:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:  # the kind that PyTorch's compiler raises
-            return str(error).strip().splitlines()[0]
+            return first_line(error)
         return None
 
     def _decode_uncompiled(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from efficientllm.config.schema import FilesSource
 from efficientllm.data.document import Corpus, Document, checked_document
-from efficientllm.errors import DataError, shown
+from efficientllm.errors import DataError, first_line, shown
 
 _TEXT = (".txt", ".md")
 _PARQUET_ROWS = 1024
@@ -148,8 +148,9 @@ def _read_parquet(path: Path, field: str) -> Iterator[Document]:
                     row += 1
                     yield _checked_value(value, f"{path}, row {row}", field)
     except (pyarrow.ArrowInvalid, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"{path} is not a parquet file, or a damaged one ({reason}): write it anew") from error
+        raise DataError(
+            f"{path} is not a parquet file, or a damaged one ({first_line(error)}): write it anew"
+        ) from error
 
 
 def _checked_value(value: object, where: str, field: str) -> Document:

