@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from efficientllm.errors import ArtifactError
+from efficientllm.errors import ArtifactError, first_line
 
 
 @contextmanager
@@ -28,8 +28,7 @@ def dvc_repository(root: Path, refusal: str, remedy: str = ": `dvc status` tells
         with Repo(str(root)) as repository:
             yield repository
     except DvcException as error:
-        problem = str(error).partition("\n")[0]
-        raise ArtifactError(f"{refusal} ({problem}){remedy}") from error
+        raise ArtifactError(f"{refusal} ({first_line(error)}){remedy}") from error
 
 
 def local_cache() -> Path:

@@ -64,8 +64,12 @@ def abridged(text: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Returns the first line of what another library's error says, or its kind where it says nothing."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """Returns the first line of what another library's error says, or its kind where it says nothing.
+
+    Of a YAML error that is its `problem`, without where in its own text the parser has met it.
+    """
+    said = str(getattr(error, "problem", None) or error)
+    return next((line.strip() for line in said.splitlines() if line.strip()), type(error).__name__)
 
 
 def unknown_name(kind: str, found: str, known: Iterable[str]) -> ParameterError:

@@ -20,7 +20,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from efficientllm import paths
 from efficientllm.cache import dvc_repository
-from efficientllm.errors import ArtifactError, EfficientLLMError, ParameterError
+from efficientllm.errors import ArtifactError, EfficientLLMError, ParameterError, first_line
 from efficientllm.files import write_bytes
 
 _MEASURING = re.compile(r"python -m stages\.(measure|replicate) ")
@@ -181,7 +181,7 @@ def _members(source: Path) -> Iterator[tuple[str, bytes]]:
                 pass
     except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise ArtifactError(
-            f"{source} is no archive of records, or a damaged one ({_first_line(error)}): {_REFUSED}"
+            f"{source} is no archive of records, or a damaged one ({first_line(error)}): {_REFUSED}"
         ) from error
 
 
@@ -209,13 +209,8 @@ def _stage(content: bytes, where: str, remedy: str) -> _Stage | None:
         fault = error.errors()[0]
         problem = f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
     except (YAMLError, ValueError, KeyError, RecursionError) as error:  # a key error: `!!bool` before what is none
-        problem = _first_line(error)
+        problem = first_line(error)
     raise ArtifactError(f"{where} is damaged ({problem}): {remedy}")
-
-
-def _first_line(error: Exception) -> str:
-    """What another library says, without where in its own text it has found it."""
-    return str(getattr(error, "problem", None) or error).partition("\n")[0]
 
 
 def _is_whole(name: str, content: bytes) -> bool:

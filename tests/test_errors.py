@@ -1,6 +1,7 @@
 """How errors of other libraries stand in ours."""
 
 import pytest
+from ruamel.yaml import YAML, YAMLError
 
 from efficientllm.errors import first_line
 
@@ -16,3 +17,10 @@ from efficientllm.errors import first_line
 )
 def test_the_first_line_that_says_something_or_the_kind(message: str, line: str) -> None:
     assert first_line(RuntimeError(message)) == line
+
+
+def test_of_a_yaml_error_the_problem_alone() -> None:
+    with pytest.raises(YAMLError) as raised:
+        YAML(typ="safe", pure=True).load("a: [")
+    assert "\n" in str(raised.value)
+    assert first_line(raised.value) == "expected the node content, but found '<stream end>'"

@@ -185,6 +185,5 @@ def _load(name: str, shown: str, **options: Any) -> tuple["PreTrainedModel", "Pr
     except MemoryError:
         raise
     except Exception as error:  # each format's reader raises its own kinds at a damaged file
-        reason = first_line(error)
-        raise ArtifactError(f"base {shown} cannot be loaded ({reason}): get it again") from error
+        raise ArtifactError(f"base {shown} cannot be loaded ({first_line(error)}): get it again") from error
     return model, tokenizer

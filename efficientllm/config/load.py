@@ -14,7 +14,7 @@ from ruamel.yaml.error import YAMLError
 from efficientllm import paths, registry
 from efficientllm.config.faults import described
 from efficientllm.config.schema import Architecture, ArchitectureSettings, Parameters, Profile, Shape
-from efficientllm.errors import ParameterError, did_you_mean, shown, unknown_name
+from efficientllm.errors import ParameterError, did_you_mean, first_line, shown, unknown_name
 
 _Model = TypeVar("_Model", bound=BaseModel)
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
@@ -90,8 +90,7 @@ def read_yaml(path: Path) -> Any:
     except YAMLError as error:
         line = getattr(getattr(error, "problem_mark", None), "line", None)
         where = "" if line is None else f", line {line + 1}"
-        problem = str(getattr(error, "problem", error)).splitlines()[0]
-        raise ParameterError(f"{path}{where}: not valid YAML ({problem}): correct it there") from error
+        raise ParameterError(f"{path}{where}: not valid YAML ({first_line(error)}): correct it there") from error
     return content
 
 
