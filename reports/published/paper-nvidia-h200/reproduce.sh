@@ -1,7 +1,5 @@
 #!/bin/sh
 # Repeats this run beside the clone that holds this folder. What depends on the machine is measured anew.
-# Its records were measured at several revisions: 6f282d50b9e3037da22f23529a14ad7548c38a78 (35), 72caddb49a5d1a158accb401825767b25132fc23 (9).
-# This repeats all cells at the one commit that it checks out.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 copy=$(git -C "$here" rev-parse --show-toplevel)/../efficientllm-paper-nvidia-h200
