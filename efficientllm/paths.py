@@ -4,7 +4,6 @@ from pathlib import Path
 
 PARAMETERS = Path("params.yaml")
 PROFILES = Path("profiles")
-LOCK = Path("dvc.lock")
 HARDWARE = Path("hardware.json")
 ARTIFACTS = Path("artifacts")
 CHECKED = ARTIFACTS / "parameters-checked.json"

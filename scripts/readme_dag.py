@@ -1,18 +1,20 @@
 """Draws the pipeline into README.md, between the markers `<!-- dag:start -->` and `<!-- dag:end -->`."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 README = Path(__file__).resolve().parent.parent / "README.md"
+_FILE = re.compile(r"[\w/]+/dvc\.yaml:")
 START, END = "<!-- dag:start -->", "<!-- dag:end -->"
 
 
 def drawn(readme: str, dag: str) -> str:
-    """Returns the text of README.md with the drawing in its place."""
+    """Returns the text of README.md with the drawing in its place, its stages by their names alone."""
     head, rest = readme.split(START)
     tail = rest.split(END)[1]
-    return f"{head}{START}\n{dag.strip()}\n{END}{tail}"
+    return f"{head}{START}\n{_FILE.sub('', dag).strip()}\n{END}{tail}"
 
 
 def dag() -> str:

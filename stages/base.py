@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from efficientllm import config, paths, registry
+from efficientllm import paths, registry
 from efficientllm.errors import unknown_name
 from efficientllm.stage import run_cell, run_stage
 
@@ -13,6 +13,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", required=True, choices=registry.SIZES)
     arguments = parser.parse_args(argv)
+
+    from efficientllm import config
+
     configuration = config.load()
 
     def work() -> None:

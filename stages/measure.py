@@ -2,7 +2,7 @@
 
 import argparse
 
-from efficientllm import config, registry
+from efficientllm import registry
 from efficientllm.stage import run_stage
 
 
@@ -12,6 +12,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--axis", required=True, choices=registry.AXES)
     parser.add_argument("--cell", required=True, help="for example dense_medium, lora-small or int4-large")
     arguments = parser.parse_args(argv)
+
+    from efficientllm import config
+
     configuration = config.load()
     configuration.require_cell(arguments.axis, arguments.cell)
 

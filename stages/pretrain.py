@@ -2,7 +2,7 @@
 
 import argparse
 
-from efficientllm import config, paths
+from efficientllm import paths
 from efficientllm.stage import run_cell, run_stage
 
 
@@ -11,6 +11,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--architecture", required=True, help="a key of `architectures` in params.yaml")
     architecture = parser.parse_args(argv).architecture
+
+    from efficientllm import config
+
     configuration = config.load()
     configuration.architecture(architecture)
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from efficientllm import config, paths, registry
+from efficientllm import paths, registry
 from efficientllm.stage import run_cell, run_stage
 
 
@@ -12,6 +12,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--precision", required=True, choices=registry.precision_keys())
     parser.add_argument("--size", required=True, choices=registry.SIZES)
     arguments = parser.parse_args(argv)
+
+    from efficientllm import config
+
     configuration = config.load()
     cell = registry.cell_name(arguments.precision, arguments.size)
     configuration.require_cell("quantize", cell)

@@ -3,7 +3,7 @@
 import argparse
 from typing import Literal
 
-from efficientllm import config, registry
+from efficientllm import registry
 from efficientllm.stage import run_stage
 
 
@@ -20,6 +20,9 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--method and --size go together")
     axis: Literal["pretrain", "tune"] = "pretrain" if arguments.method is None else "tune"
     cell = arguments.architecture if axis == "pretrain" else registry.cell_name(arguments.method, arguments.size)
+
+    from efficientllm import config
+
     configuration = config.load()
     configuration.require_cell(axis, cell)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from efficientllm import paths
+from efficientllm import paths, pipeline
 from efficientllm.bases.sources import is_own_checkpoint, open_checkpoint, random_shape
 from efficientllm.config import Configuration
 from efficientllm.data.packing import open_split, write_split
@@ -112,7 +112,7 @@ def read_base_quality(size: str) -> "tuple[WindowLosses, np.ndarray | None]":
         losses = WindowLosses(np.array(windows["nats"], dtype=np.float64), np.array(windows["tokens"], dtype=np.int64))
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(
-            f"{path} holds no quality of a base ({error}): run `dvc repro -f -s base@{size}`"
+            f"{path} holds no quality of a base ({error}): run `dvc repro -f -s {pipeline.address(f'base@{size}')}`"
         ) from error
     return losses, correct
 

@@ -42,7 +42,7 @@ def git_state() -> tuple[str | None, bool | None]:
     if git is None:
         return None, None
     # outputs of the pipeline itself do not make the code another one
-    code = ["--", "efficientllm", "stages", "profiles", "params.yaml", "dvc.yaml"]
+    code = ["--", "efficientllm", "stages", "profiles", "params.yaml", "dvc.yaml", ":(exclude,glob)**/dvc.lock"]
     try:
         revision = subprocess.run([git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
         status = subprocess.run(

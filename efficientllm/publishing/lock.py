@@ -1,4 +1,4 @@
-"""Whether a run's files and parameters are the ones that DVC's lock file describes."""
+"""Whether a run's files and parameters are the ones that DVC's lock files describe."""
 
 import hashlib
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from efficientllm import config, paths
+from efficientllm import config, paths, pipeline
 from efficientllm.config.load import read_yaml
 from efficientllm.errors import ArtifactError, shown
 from efficientllm.ranking.results import RANKING_FILE, RESULTS_FILE, SUMMARY_FILE
@@ -32,18 +32,18 @@ class _Lock(BaseModel):
 
 
 def check_lock(configuration: config.Configuration, root: Path = Path()) -> None:
-    """Makes sure that the report is the one that dvc.lock describes, and that the parameters are those that its stages had.
+    """Makes sure that the report is the one that DVC's lock files describe, and that the parameters are those that its stages had.
 
     Args:
         configuration: The run's parameters.
         root: The repository's root.
 
     Raises:
-        ArtifactError: dvc.lock is damaged or knows of no finished run, or a file or parameter is another than it says.
+        ArtifactError: A lock file is damaged or knows of no finished run, or a file or parameter is another than it says.
     """
     stages = _read_stages(root)
     if "report" not in stages or "normalize" not in stages:
-        raise ArtifactError(f"{paths.LOCK} knows of no finished run: {_REMEDY}")
+        raise ArtifactError(f"{pipeline.lock('report')} knows of no finished run: {_REMEDY}")
     report = stages["report"]
     known = {entry.path: entry.md5 for entry in (*report.outs, *report.deps, *stages["normalize"].outs)}
     for path in (paths.REPORT, paths.HARDWARE, *_TABLES):
@@ -51,7 +51,7 @@ def check_lock(configuration: config.Configuration, root: Path = Path()) -> None
         if not file.is_file() or hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest() != known.get(
             str(path)
         ):
-            raise ArtifactError(f"{path} is not the one that {paths.LOCK} describes: {_REMEDY}")
+            raise ArtifactError(f"{path} is not the one that {pipeline.lock('report')} describes: {_REMEDY}")
     _check_parameters(configuration, stages, root)
 
 
@@ -64,15 +64,17 @@ def replicas(configuration: config.Configuration) -> Iterator[tuple[str, str, in
 
 
 def _read_stages(root: Path) -> dict[str, _Stage]:
-    path = root / paths.LOCK
-    content = read_yaml(path) if path.is_file() else None
-    try:
-        return {} if content is None else _Lock.model_validate(content).stages
-    except ValidationError as error:
-        place = ".".join(map(str, error.errors()[0]["loc"]))
-        where = f" ({shown(place)})" if place else ""
-        # DVC itself does not run beside a lock file that it cannot read
-        raise ArtifactError(f"{paths.LOCK} is not as DVC writes it{where}: restore or delete it, {_REMEDY}") from error
+    stages: dict[str, _Stage] = {}
+    for lock in pipeline.LOCKS:
+        content = read_yaml(root / lock) if (root / lock).is_file() else None
+        try:
+            stages |= {} if content is None else _Lock.model_validate(content).stages
+        except ValidationError as error:
+            place = ".".join(map(str, error.errors()[0]["loc"]))
+            where = f" ({shown(place)})" if place else ""
+            # DVC itself does not run beside a lock file that it cannot read
+            raise ArtifactError(f"{lock} is not as DVC writes it{where}: restore or delete it, {_REMEDY}") from error
+    return stages
 
 
 def _check_parameters(configuration: config.Configuration, stages: dict[str, _Stage], root: Path) -> None:
@@ -91,7 +93,7 @@ def _check_parameters(configuration: config.Configuration, stages: dict[str, _St
 
 
 def _declared(configuration: config.Configuration) -> set[str]:
-    """Names of the stages of the run's cells, as dvc.yaml makes them."""
+    """Names of the stages of the run's cells, as the dvc.yaml files make them."""
     names = {f"{kind}{row.axis}@{row.cell}" for row in configuration.rows() for kind in ("", "measure_")}
     names |= {f"base@{size}" for size in configuration.parameters.bases}
     return names | {f"replicate_{axis}@{cell}-{seed}" for axis, cell, seed in replicas(configuration)}

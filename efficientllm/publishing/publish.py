@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from efficientllm import __version__, config, paths
+from efficientllm import __version__, config, paths, pipeline
 from efficientllm.errors import ArtifactError, ParameterError
 from efficientllm.files import read_json, size_on_disk, whole_directory, write_json, write_text
 from efficientllm.measurement.provenance import git_state
@@ -21,6 +21,7 @@ from efficientllm.reporting.evidence import Evidence, collect
 from efficientllm.reporting.text import identifier
 
 PROFILE_FILE = "profile.yaml"
+LOCK_FILE = "dvc.lock"
 COMMAND_FILE = "reproduce.sh"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -79,18 +80,19 @@ def publish(name: str | None = None, root: Path = Path()) -> Publication:
         paths.HARDWARE: paths.HARDWARE.name,
         paths.PARAMETERS: paths.PARAMETERS.name,
         paths.PROFILES / f"{profile}.yaml": PROFILE_FILE,
-        paths.LOCK: paths.LOCK.name,
     }
     with whole_directory(folder) as target:
         for source, copy in copied.items():
             shutil.copyfile(root / source, target / copy)
         write_text(target / RECORDS_FILE, _records(configuration, root))
+        locked = [pipeline.read_lock(root / lock) for lock in pipeline.LOCKS]
+        pipeline.write_lock(target / LOCK_FILE, {name: entry for stages in locked for name, entry in stages.items()})
         revision, dirty = _measured_code(evidence)
         write_text(target / COMMAND_FILE, _command(chosen, profile, revision, dirty, read_revisions(target)))
         write_json(
             target / SET_FILE,
             _description(
-                chosen, evidence, revision, dirty, [*copied.values(), RECORDS_FILE, COMMAND_FILE]
+                chosen, evidence, revision, dirty, [*copied.values(), RECORDS_FILE, LOCK_FILE, COMMAND_FILE]
             ).model_dump(),
         )
     return Publication(

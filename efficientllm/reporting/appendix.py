@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from efficientllm import metrics, registry
+from efficientllm import metrics, pipeline, registry
 from efficientllm.ranking.results import Ranked, Result, to_csv
 from efficientllm.reporting.evidence import Evidence
 from efficientllm.reporting.flags import split_method
@@ -162,7 +162,7 @@ def reproductions(evidence: Evidence) -> list[Reproduction]:
         Reproduction(
             cell_labels(evidence.rows, axis, cell),
             f"{axis}@{cell}",
-            [f"dvc repro -f -s {axis}@{cell}", f"dvc repro -f -s measure_{axis}@{cell}"],
+            [f"dvc repro -f -s {pipeline.address(f'{kind}{axis}@{cell}')}" for kind in ("", "measure_")],
         )
         for axis, cell in evidence.records
     ]

@@ -3,19 +3,15 @@
 What one worker has finished the others get from the cache, by DVC's record of what the stage depended on.
 """
 
-import io
 import shutil
 import subprocess
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
-from ruamel.yaml import YAML
-
-from efficientllm import paths
+from efficientllm import paths, pipeline
 from efficientllm.config import Configuration
-from efficientllm.config.load import read_yaml
 from efficientllm.errors import ArtifactError, ParameterError
-from efficientllm.files import write_text
 from efficientllm.measurement.provenance import git_state
 
 FOLDER = Path(".dvc") / "tmp" / "workers"
@@ -67,23 +63,23 @@ def check_committed() -> None:
 
 
 def unite_locks(finished: Mapping[Path, Collection[str]], root: Path) -> None:
-    """Writes what DVC knows of the workers' stages into the lock file of the user's folder.
+    """Writes what DVC knows of the workers' stages into the lock files of the user's folder.
 
-    DVC would find them in its cache one by one, and write its lock file anew for each: more than a second a stage.
+    DVC would find them in its cache one by one, and write a lock file anew for each.
 
     Args:
         finished: The stages that this run finished, by the worker's folder.
         root: The user's folder.
     """
-    lock = read_yaml(root / paths.LOCK)
-    for folder, stages in finished.items():
-        known = read_yaml(folder / paths.LOCK)["stages"] if stages else {}
-        lock["stages"] |= {stage: known[stage] for stage in stages}
-    text = io.StringIO()
-    writer = YAML(typ="safe", pure=True)
-    writer.default_flow_style = False
-    writer.dump(lock, text)
-    write_text(root / paths.LOCK, text.getvalue())
+    for lock in pipeline.LOCKS:
+        found: dict[str, Any] = {}
+        for folder, stages in finished.items():
+            own = [stage for stage in stages if pipeline.lock(stage) == lock]
+            if own:
+                known = pipeline.read_lock(folder / lock)
+                found |= {stage: known[stage] for stage in own}
+        if found:
+            pipeline.write_lock(root / lock, pipeline.read_lock(root / lock) | found)
 
 
 def _link(base: Path, root: Path, folder: Path) -> None:

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
-from efficientllm import config
+from efficientllm import config, pipeline
 from efficientllm.cache import dvc_repository
 from efficientllm.errors import ArtifactError, ParameterError
 from efficientllm.workers.folders import FOLDER, check_committed, make_folder, unite_locks
@@ -45,6 +45,7 @@ def repro(count: int | None, targets: Sequence[str] = (), root: Path = Path()) -
             f"parallel.strategy is {strategy!r}, which trains each cell on all GPUs: run `dvc repro`, or set it to none"
         )
     needed_by_stage, cache = _pipeline(root)
+    targets = [pipeline.name(target) for target in targets]  # addresses are fine too
     if targets:
         needed_by_stage = needed_for(targets, needed_by_stage)
     schedule = Schedule(units(needed_by_stage), needed_by_stage)
@@ -76,8 +77,9 @@ def repro(count: int | None, targets: Sequence[str] = (), root: Path = Path()) -
             "again"
         )
     unite_locks({worker.folder: worker.finished for worker in workers}, root)
-    _dvc(root, "checkout", "--quiet", *sorted(set[str]().union(*(worker.finished for worker in workers))))
-    _dvc(root, "repro", *targets)
+    finished = sorted(set[str]().union(*(worker.finished for worker in workers)))
+    _dvc(root, "checkout", "--quiet", *map(pipeline.address, finished))
+    _dvc(root, "repro", *map(pipeline.address, targets))
 
 
 class Schedule:
@@ -214,7 +216,7 @@ class Worker(threading.Thread):
 
     def _repro(self, stages: list[str], log: IO[str]) -> str | None:
         """Runs stages by one DVC process, and returns the one that failed; an empty name where DVC itself did."""
-        command = [sys.executable, "-m", "dvc", "repro", "-s", *stages]
+        command = [sys.executable, "-m", "dvc", "repro", "-s", *map(pipeline.address, stages)]
         with subprocess.Popen(
             command, cwd=self.folder, env=self._environment, text=True, errors="replace", start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -228,9 +230,9 @@ class Worker(threading.Thread):
                 log.write(f"{time.strftime('%H:%M:%S')} {line}")
                 log.flush()
                 if (running := _RUNNING.search(line)) is not None:
-                    print(f"{self.name}: {running[1]}", flush=True)
+                    print(f"{self.name}: {pipeline.name(running[1])}", flush=True)
                 if (found := _FAILED.search(line)) is not None:
-                    failed = found[1]
+                    failed = pipeline.name(found[1])
         if process.returncode == 0 or self._interrupted.is_set():
             return None
         print(f"{self.name}: {failed or 'dvc'} failed: see {self.folder.with_suffix('.log')}", flush=True)
@@ -263,7 +265,7 @@ def _pipeline(root: Path) -> tuple[dict[str, list[str]], Path]:
     with dvc_repository(root, "DVC cannot read the pipeline") as repository:
         graph = repository.index.graph
         needed = {
-            stage.addressing: [other.addressing for other in graph.successors(stage)]
+            pipeline.name(stage.addressing): [pipeline.name(other.addressing) for other in graph.successors(stage)]
             for stage in repository.index.stages
         }
         return needed, Path(repository.cache.local_cache_dir)

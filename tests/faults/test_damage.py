@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from ruamel.yaml import YAML
 
+from efficientllm import pipeline
 from tests.faults.cells import STAGES
 from tests.faults.conftest import Stage
 from tests.pipeline.project import Project
@@ -66,9 +66,9 @@ def test_damaged_input(
 
 def cached(project: Project, file: str) -> Path:
     """The file of DVC's cache that holds an output, or a file of an output folder."""
-    stages = YAML(typ="safe").load(project.root / "dvc.lock")["stages"]
+    stages = [stage for lock in pipeline.LOCKS for stage in pipeline.read_lock(project.root / lock).values()]
     cache = project.root / ".dvc" / "cache" / "files" / "md5"
-    for output in (output for stage in stages.values() for output in stage.get("outs", [])):
+    for output in (output for stage in stages for output in stage.get("outs", [])):
         md5 = output["md5"]
         if file == output["path"]:
             return cache / md5[:2] / md5[2:]

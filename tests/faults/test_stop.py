@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
+from efficientllm import pipeline
 from tests.faults.cells import STAGES
 from tests.pipeline.project import Project
 
 pytestmark = [pytest.mark.slow, pytest.mark.exhaustive]
 
 PRETRAIN = ["python", "-m", "stages.pretrain", *STAGES["pretrain"]]
+CELL = pipeline.address("pretrain@dense_small")
 WEIGHTS = "artifacts/pretrain/dense_small/model.safetensors"
 CHECKPOINT = ".checkpoints/pretrain/dense_small/checkpoint.safetensors"
 
@@ -104,12 +106,12 @@ def test_terminated_training_is_saved(copy: Project, strategy: str) -> None:
 def test_ended_dvc_takes_its_stage_with_it(copy: Project, strategy: str, number: signal.Signals) -> None:
     """Otherwise the next `dvc repro` would train beside the orphan, and both would write the same files."""
     long_training(copy, strategy=strategy)
-    process = started(copy, ["dvc", "repro", "-s", "pretrain@dense_small"])
+    process = started(copy, ["dvc", "repro", "-s", CELL])
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)  # until the stage has closed it too
     assert_told(copy, output)
     wait(lambda: workers(copy) == [], 20)
-    again = started(copy, ["dvc", "repro", "-s", "pretrain@dense_small"])
+    again = started(copy, ["dvc", "repro", "-s", CELL])
     again.terminate()
     output, _ = again.communicate(timeout=60)
     assert "resuming pretrain@dense_small at step" in output
@@ -121,7 +123,7 @@ def test_the_shell_of_a_scheduler_tells_the_stage_and_waits(copy: Project) -> No
     page = (copy.root / "docs" / "distributed.md").read_text()
     found = re.search(r"```sh\n(trap .*?)```", page, re.DOTALL)
     assert found
-    script = found[1].replace("dvc repro", "dvc repro -s pretrain@dense_small")
+    script = found[1].replace("dvc repro", f"dvc repro -s {CELL}")
     process = started(copy, ["bash", "-c", script])
     process.terminate()
     assert process.wait(60) == 143
@@ -145,8 +147,8 @@ def test_killed_training_processes_do_not_outlive_their_launcher(copy: Project) 
 
 def test_two_runs_at_once(copy: Project) -> None:
     long_training(copy)
-    first = started(copy, ["dvc", "repro", "-s", "pretrain@dense_small"])
-    second = copy.run("dvc", "repro", "-s", "pretrain@dense_small", check=False)
+    first = started(copy, ["dvc", "repro", "-s", CELL])
+    second = copy.run("dvc", "repro", "-s", CELL, check=False)
     assert second.returncode != 0
     errors = [line for line in second.stdout.splitlines() if line.startswith("ERROR")]
     assert len(errors) == 1, second.stdout
@@ -167,11 +169,11 @@ def test_read_only_cache(copy: Project) -> None:
         pytest.skip("mounting is not permitted here")
     try:
         subprocess.run(["mount", "-o", "remount,ro,bind", cache], check=True)
-        failed = copy.run("dvc", "repro", "-s", "pretrain@dense_small", check=False)
+        failed = copy.run("dvc", "repro", "-s", CELL, check=False)
     finally:
         subprocess.run(["umount", cache], check=True)
     assert failed.returncode != 0
     assert "Read-only file system" in failed.stdout
     assert "Traceback" not in failed.stdout
-    again = copy.run("dvc", "repro", "-s", "pretrain@dense_small").stdout
+    again = copy.run("dvc", "repro", "-s", CELL).stdout
     assert Project.stages_run(again) == ["pretrain@dense_small"]

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
+from efficientllm import pipeline
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -64,7 +66,7 @@ class Project:
     @staticmethod
     def stages_run(output: str) -> list[str]:
         """Names of the stages that DVC says it ran."""
-        return [line.split("'")[1] for line in output.splitlines() if "Running stage '" in line]
+        return [pipeline.name(line.split("'")[1]) for line in output.splitlines() if "Running stage '" in line]
 
 
 def working_copy(destination: Path) -> Project:
@@ -78,7 +80,8 @@ def working_copy(destination: Path) -> Project:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target)
     project = Project(destination)
-    (destination / "dvc.lock").unlink(missing_ok=True)
+    for lock in pipeline.LOCKS:
+        (destination / lock).unlink(missing_ok=True)
     project.replace("params.yaml", "profile: cpu", "profile: smoke")
     project.run("git", "init", "-q")
     project.commit()

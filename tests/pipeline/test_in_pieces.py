@@ -2,7 +2,8 @@
 
 import pytest
 from project import Project
-from ruamel.yaml import YAML
+
+from efficientllm import pipeline
 
 pytestmark = pytest.mark.slow
 
@@ -35,11 +36,11 @@ def test_records_and_curves_are_enough_to_go_on(finished: Project, piece: Projec
 
 
 def test_workers_add_another_piece(finished: Project, piece: Project) -> None:
-    lock = YAML(typ="safe")
-    known = lock.load(piece.root / "dvc.lock")
     for stage in ("pretrain@mqa", "measure_pretrain@mqa", "normalize", "report"):
-        del known["stages"][stage]
-    lock.dump(known, piece.root / "dvc.lock")
+        lock = piece.root / pipeline.lock(stage)
+        known = pipeline.read_lock(lock)
+        del known[stage]
+        pipeline.write_lock(lock, known)
     for made in ("artifacts/measure/pretrain/mqa.json", "artifacts/telemetry/pretrain/mqa/curve.csv"):
         (piece.root / made).unlink()
     piece.commit()

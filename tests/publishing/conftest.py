@@ -1,4 +1,4 @@
-"""A finished run without having run it: the report's factories, and the lock that DVC would have written."""
+"""A finished run without having run it: the report's factories, and the lock files that DVC would have written."""
 
 import hashlib
 import subprocess
@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "reporting"))
 
 import factories
 
-from efficientllm import config, paths
+from efficientllm import config, paths, pipeline
 from efficientllm.reporting.evidence import collect
 from efficientllm.reporting.page import render
 
@@ -31,30 +31,29 @@ def write_lock(root: Path) -> None:
     profile = YAML(typ="safe").load((root / paths.PROFILES / "cpu.yaml").read_text())
     named = ("profile", "method", "architectures", "methods", "precisions", "sizes", "replicas")
     results = [paths.RESULTS / name for name in ("results.csv", "ranking.csv")]
-    content = {
-        "schema": "2.0",
-        "stages": {
-            "prepare": {
-                "cmd": "p",
-                "params": {"params.yaml": {"seed": parameters["seed"]}, "profiles/cpu.yaml": {"data": profile["data"]}},
-            },
-            "tune@lora-small": {
-                "cmd": "t",
-                "params": {"profiles/cpu.yaml": {"tune.training": profile["tune"]["training"]}},
-            },
-            # of a cell that was declared once, from another profile and other parameters
-            "tune@oft-small": {"cmd": "t", "params": {"params.yaml": {"seed": 7}, "profiles/old.yaml": {"data": 1}}},
-            "normalize": {"cmd": "n", "deps": [], "outs": entries(*results, paths.RESULTS / "metrics.json")},
-            "report": {
-                "cmd": "r",
-                "deps": entries(paths.HARDWARE, *results),
-                "params": {"params.yaml": {key: parameters[key] for key in named}},
-                "outs": entries(paths.REPORT),
-            },
+    stages: dict[str, Any] = {
+        "prepare": {
+            "cmd": "p",
+            "params": {"params.yaml": {"seed": parameters["seed"]}, "profiles/cpu.yaml": {"data": profile["data"]}},
+        },
+        "tune@lora-small": {
+            "cmd": "t",
+            "params": {"profiles/cpu.yaml": {"tune.training": profile["tune"]["training"]}},
+        },
+        # of a cell that was declared once, from another profile and other parameters
+        "tune@oft-small": {"cmd": "t", "params": {"params.yaml": {"seed": 7}, "profiles/old.yaml": {"data": 1}}},
+        "normalize": {"cmd": "n", "deps": [], "outs": entries(*results, paths.RESULTS / "metrics.json")},
+        "report": {
+            "cmd": "r",
+            "deps": entries(paths.HARDWARE, *results),
+            "params": {"params.yaml": {key: parameters[key] for key in named}},
+            "outs": entries(paths.REPORT),
         },
     }
-    with (root / "dvc.lock").open("w") as stream:
-        YAML(typ="safe").dump(content, stream)
+    for lock in pipeline.LOCKS:
+        known = {name: stage for name, stage in stages.items() if pipeline.lock(name) == lock}
+        (root / lock).parent.mkdir(parents=True, exist_ok=True)
+        pipeline.write_lock(root / lock, known)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""What is published is what dvc.lock describes."""
+"""What is published is what the lock files describe."""
 
 from pathlib import Path
 
@@ -46,9 +46,10 @@ def test_a_parameter_that_has_changed_since(run: Path, file: str, old: str, new:
         ("stages: {report: {params: {params.yaml: 1}}}\n", " ('stages.report.params.params.yaml')"),
     ],
 )
-def test_a_lock_that_dvc_did_not_write(run: Path, text: str, place: str) -> None:
-    (run / "dvc.lock").write_text(text)
-    refused(f"dvc.lock is not as DVC writes it{place}: restore or delete it")
+@pytest.mark.parametrize("lock", ["dvc.lock", "stages/tuning/dvc.lock"])
+def test_a_lock_that_dvc_did_not_write(run: Path, lock: str, text: str, place: str) -> None:
+    (run / lock).write_text(text)
+    refused(f"{lock} is not as DVC writes it{place}: restore or delete it")
 
 
 @pytest.mark.parametrize("missing", ["outs", "md5"])

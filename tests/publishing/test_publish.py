@@ -11,7 +11,7 @@ from urllib.parse import unquote
 import pytest
 from ruamel.yaml import YAML
 
-from efficientllm import paths
+from efficientllm import paths, pipeline
 from efficientllm.errors import ArtifactError, ParameterError
 from efficientllm.files import read_json, write_json
 from efficientllm.publishing.publish import device, publish
@@ -46,9 +46,14 @@ def test_the_folder_holds_the_run(run: Path) -> None:
     for source, copy in (
         ("reports/index.html", "index.html"), ("results/results.csv", "results.csv"), ("results/ranking.csv", "ranking.csv"),
         ("results/metrics.json", "metrics.json"), ("hardware.json", "hardware.json"), ("params.yaml", "params.yaml"),
-        ("profiles/cpu.yaml", "profile.yaml"), ("dvc.lock", "dvc.lock"),
+        ("profiles/cpu.yaml", "profile.yaml"),
     ):  # fmt: skip
         assert (done.folder / copy).read_bytes() == (run / source).read_bytes()
+    locked = pipeline.read_lock(done.folder / "dvc.lock")
+    assert {"prepare", "tune@lora-small", "report"} <= locked.keys()
+    assert {name: locked[name] for name in ("tune@lora-small", "tune@oft-small")} == pipeline.read_lock(
+        run / "stages/tuning/dvc.lock"
+    )
 
 
 def test_every_record_is_there_in_full(run: Path) -> None:

@@ -349,7 +349,7 @@ def test_prints_everything_on_white(page, tmp_path) -> None:
             "Which technique is efficient",
             "Attention Mechanism",
             "Kendall",
-            "dvc repro -f -s tune@lora-small",
+            "dvc repro -f -s stages/tuning/dvc.yaml:tune@lora-small",
         ):
             assert words in text
 

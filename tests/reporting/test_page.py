@@ -11,7 +11,7 @@ import re
 
 import factories
 
-from efficientllm import metrics
+from efficientllm import metrics, pipeline
 from efficientllm.records import Record
 from efficientllm.reporting.page import render
 
@@ -160,8 +160,8 @@ def test_quality_is_set_against_the_baselines(evidence, page) -> None:
 def test_commands_name_stages_of_this_run(evidence, page) -> None:
     commands = {page.text(i) for i in page.all("code")}
     for axis, cell in evidence.records:
-        assert f"dvc repro -f -s {axis}@{cell}" in commands
-        assert f"dvc repro -f -s measure_{axis}@{cell}" in commands
+        assert f"dvc repro -f -s {pipeline.address(f'{axis}@{cell}')}" in commands
+        assert f"dvc repro -f -s {pipeline.address(f'measure_{axis}@{cell}')}" in commands
 
 
 def test_figures_follow_the_theme(source) -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from efficientllm import pipeline
+
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "pipeline"))
 from project import Project, working_copy  # noqa: E402 - lies beside the pipeline's tests
@@ -111,16 +113,18 @@ def test_a_stage_alone(project: Project, stage: str, way: list[str]) -> None:
     change(project, sizes=["small"], methods=["lora"], precisions=["int4"])
     change(project, **ALONE[stage])
     project.environment["EFFICIENTLLM_PRELOAD"] = "0"
-    done = project.run("dvc", "repro", *way, stage, check=False)
+    done = project.run("dvc", "repro", *way, pipeline.address(stage), check=False)
     assert done.returncode != 0
     assert traces(project) == [], done.stdout
 
 
 def test_without_the_guards_the_command_would_run(project: Project) -> None:
     """The test above can fail: the same name, in the command as one would write it first."""
-    project.replace("dvc.yaml", "python -m stages.tune ${item}", "python -m stages.tune --size ${item.size}")
+    project.replace(
+        "stages/tuning/dvc.yaml", "python -m stages.tune ${item}", "python -m stages.tune --size ${item.size}"
+    )
     change(project, **ALONE["tune"])
-    project.run("dvc", "repro", "--single-item", "--keep-going", "tune", check=False)
+    project.run("dvc", "repro", "--single-item", "--keep-going", pipeline.address("tune"), check=False)
     assert traces(project)
     for name in traces(project):
         (project.root / name).unlink()

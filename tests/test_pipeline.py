@@ -1,0 +1,36 @@
+"""The stages are in the files where the code looks for them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from efficientllm import pipeline
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_addresses_are_those_of_dvc() -> None:
+    listed = subprocess.run(
+        [Path(sys.executable).parent / "dvc", "stage", "list", "--all", "--name-only"], capture_output=True, text=True,
+        check=True, cwd=ROOT,
+    ).stdout.split()  # fmt: skip
+    names = [pipeline.name(address) for address in listed]
+    assert [pipeline.address(name) for name in names] == listed
+    assert len(set(names)) == len(names) > 90, "a name alone says which stage it is"
+    assert {"report", "base@small", "measure_tune@lora-small", "quantize@int4-large"} <= set(names)
+
+
+def test_locks_are_beside_the_definitions() -> None:
+    tracked = subprocess.run(["git", "ls-files", "*dvc.yaml"], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert sorted(str(lock.with_suffix(".yaml")) for lock in pipeline.LOCKS) == sorted(tracked.stdout.split())
+
+
+def test_a_lock_is_read_as_it_was_written(tmp_path: Path) -> None:
+    lock = tmp_path / "dvc.lock"
+    assert pipeline.read_lock(lock) == {}
+    stages = {
+        "tune@lora-small": {"cmd": "t", "outs": [{"path": "a", "md5": "0"}], "params": {"params.yaml": {"seed": 0}}}
+    }
+    pipeline.write_lock(lock, stages)
+    assert pipeline.read_lock(lock) == stages
+    assert lock.read_text().startswith("schema: '2.0'\n")
