@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from efficientllm import pipeline
+
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "pipeline"))
 from project import Project, working_copy  # noqa: E402 - lies beside the pipeline's tests
@@ -72,7 +74,7 @@ def test_a_run_reaches_for_nothing(tmp_path: Path, recorded: tuple[dict[str, str
     )
     isolated = ["unshare", "--net"] if can_isolate() else []
     cells = ("measure_pretrain@dense_small", "measure_tune@lora-small", "measure_quantize@int4-small")
-    output = project.run(*isolated, "dvc", "repro", *cells).stdout
+    output = project.run(*isolated, "dvc", "repro", *map(pipeline.address, cells)).stdout
     assert set(cells) <= set(Project.stages_run(output))
     assert attempts(log) == []
 
