@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,25 @@ def test_provenance_without_git(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     assert provenance.git_state() == (None, None), "not a repository"
+
+
+def test_what_the_pipeline_writes_makes_no_other_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DVC's lock files lie beside the definitions of stages, which are code."""
+    monkeypatch.chdir(tmp_path)
+    files = ["dvc.yaml", "dvc.lock", "stages/tuning/dvc.yaml", "stages/tuning/dvc.lock", "efficientllm/a.py"]
+    for name in files:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text("1\n")
+    for command in (
+        ["init", "-q"],
+        ["add", "-A"],
+        ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "first"],
+    ):
+        subprocess.run(["git", *command], check=True)
+    for name in files:
+        Path(name).write_text("2\n")
+        assert provenance.git_state()[1] is (not name.endswith(".lock")), name
+        Path(name).write_text("1\n")
 
 
 def test_provenance_names_versions() -> None:
