@@ -25,9 +25,9 @@ def test_a_second_clone_runs_nothing_but_the_probe(copy: Project) -> None:
 
     another_machine(clone)
     ran = Project.stages_run(clone.run("dvc", "repro").stdout)
-    assert ran == [
-        "probe", "measure_pretrain@dense_small", "measure_tune@lora-small", "measure_quantize@bfloat16-small", "normalize",
-        "report",
+    assert (ran[0], ran[-2:]) == ("probe", ["normalize", "report"])
+    assert sorted(ran[1:-2]) == [
+        "measure_pretrain@dense_small", "measure_quantize@bfloat16-small", "measure_tune@lora-small",
     ]  # fmt: skip
     record = json.loads((clone.root / "artifacts/measure/tune/lora-small.json").read_text())
     assert record["provenance"]["hardware"]["cpu"]["model"] == "Another One 9000"
