@@ -52,14 +52,14 @@ def name(address: str) -> str:
 
 
 def read_lock(path: Path) -> dict[str, Any]:
-    """What a lock file knows of its stages, by name; nothing where there is none.
+    """What a lock file knows of its stages, by name; nothing where there is no file, or no stage in it.
 
     Raises:
         ParameterError: It is not YAML.
     """
     from efficientllm.config.load import read_yaml
 
-    return dict(read_yaml(path)["stages"]) if path.exists() else {}
+    return dict((read_yaml(path) or {}).get("stages") or {}) if path.exists() else {}
 
 
 def write_lock(path: Path, stages: dict[str, Any]) -> None:

@@ -28,6 +28,9 @@ def test_locks_are_beside_the_definitions() -> None:
 def test_a_lock_is_read_as_it_was_written(tmp_path: Path) -> None:
     lock = tmp_path / "dvc.lock"
     assert pipeline.read_lock(lock) == {}
+    for empty in ("", "schema: '2.0'\n", "schema: '2.0'\nstages:\n"):
+        lock.write_text(empty)
+        assert pipeline.read_lock(lock) == {}
     stages = {
         "tune@lora-small": {"cmd": "t", "outs": [{"path": "a", "md5": "0"}], "params": {"params.yaml": {"seed": 0}}}
     }

@@ -152,7 +152,6 @@ class Reproduction:
     """The commands that produce a cell again."""
 
     labels: str
-    stage: str
     commands: list[str]
 
 
@@ -161,7 +160,6 @@ def reproductions(evidence: Evidence) -> list[Reproduction]:
     return [
         Reproduction(
             cell_labels(evidence.rows, axis, cell),
-            f"{axis}@{cell}",
             [f"dvc repro -f -s {pipeline.address(f'{kind}{axis}@{cell}')}" for kind in ("", "measure_")],
         )
         for axis, cell in evidence.records
