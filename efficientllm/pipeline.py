@@ -23,26 +23,14 @@ LOCKS = tuple(folder / _LOCK for folder in dict.fromkeys((Path(), *_FOLDERS.valu
 """DVC's lock files, relative to the repository's root: the root's own first, which knows the report."""
 
 
-def folder(stage: str) -> Path:
-    """The folder of a stage's dvc.yaml, relative to the repository's root.
-
-    Args:
-        stage: The stage's name, or that of its group, such as `measure_tune`.
-    """
-    family = stage.partition("@")[0]
-    for prefix in _PREFIXES:
-        family = family.removeprefix(prefix)
-    return _FOLDERS.get(family, Path())
-
-
 def lock(stage: str) -> Path:
     """The lock file that has a stage's entry, relative to the repository's root."""
-    return folder(stage) / _LOCK
+    return _folder(stage) / _LOCK
 
 
 def address(stage: str) -> str:
     """What DVC calls a stage in the repository's root, for example `stages/tuning/dvc.yaml:tune@lora-small`."""
-    place = folder(stage)
+    place = _folder(stage)
     return stage if place == Path() else f"{(place / _DEFINITION).as_posix()}:{stage}"
 
 
@@ -71,3 +59,11 @@ def write_lock(path: Path, stages: dict[str, Any]) -> None:
     writer.default_flow_style = False
     writer.dump({"schema": "2.0", "stages": stages}, text)
     write_text(path, text.getvalue())
+
+
+def _folder(stage: str) -> Path:
+    """The folder of the dvc.yaml of a stage, or of a group of stages such as `measure_tune`."""
+    family = stage.partition("@")[0]
+    for prefix in _PREFIXES:
+        family = family.removeprefix(prefix)
+    return _FOLDERS.get(family, Path())

@@ -1,6 +1,8 @@
 """What all tests share."""
 
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -37,3 +39,11 @@ def make_dvc_root() -> Callable[[Path], Path]:
         return root
 
     return make
+
+
+@pytest.fixture(scope="session")
+def listed_stages() -> list[str]:
+    """All stages of this repository, as DVC calls them."""
+    command = [Path(sys.executable).parent / "dvc", "stage", "list", "--all", "--name-only"]
+    root = Path(__file__).parents[1]
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=root).stdout.split()

@@ -1,7 +1,6 @@
 """The stages are in the files where the code looks for them."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 from efficientllm import pipeline
@@ -9,13 +8,9 @@ from efficientllm import pipeline
 ROOT = Path(__file__).parents[1]
 
 
-def test_addresses_are_those_of_dvc() -> None:
-    listed = subprocess.run(
-        [Path(sys.executable).parent / "dvc", "stage", "list", "--all", "--name-only"], capture_output=True, text=True,
-        check=True, cwd=ROOT,
-    ).stdout.split()  # fmt: skip
-    names = [pipeline.name(address) for address in listed]
-    assert [pipeline.address(name) for name in names] == listed
+def test_addresses_are_those_of_dvc(listed_stages: list[str]) -> None:
+    names = [pipeline.name(address) for address in listed_stages]
+    assert [pipeline.address(name) for name in names] == listed_stages
     assert len(set(names)) == len(names) > 90, "a name alone says which stage it is"
     assert {"report", "base@small", "measure_tune@lora-small", "quantize@int4-large"} <= set(names)
 

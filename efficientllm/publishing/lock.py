@@ -31,17 +31,20 @@ class _Lock(BaseModel):
     stages: dict[str, _Stage] = {}
 
 
-def check_lock(configuration: config.Configuration, root: Path = Path()) -> None:
+def check_lock(configuration: config.Configuration, root: Path = Path()) -> dict[str, Any]:
     """Makes sure that the report is the one that DVC's lock files describe, and that the parameters are those that its stages had.
 
     Args:
         configuration: The run's parameters.
         root: The repository's root.
 
+    Returns:
+        What the lock files know of each stage, as DVC wrote it.
+
     Raises:
         ArtifactError: A lock file is damaged or knows of no finished run, or a file or parameter is another than it says.
     """
-    stages = _read_stages(root)
+    stages, written = _read_stages(root)
     if "report" not in stages or "normalize" not in stages:
         raise ArtifactError(f"{pipeline.lock('report')} knows of no finished run: {_REMEDY}")
     report = stages["report"]
@@ -53,6 +56,7 @@ def check_lock(configuration: config.Configuration, root: Path = Path()) -> None
         ):
             raise ArtifactError(f"{path} is not the one that {pipeline.lock('report')} describes: {_REMEDY}")
     _check_parameters(configuration, stages, root)
+    return written
 
 
 def replicas(configuration: config.Configuration) -> Iterator[tuple[str, str, int]]:
@@ -63,18 +67,23 @@ def replicas(configuration: config.Configuration) -> Iterator[tuple[str, str, in
     return ((axis, cell, seed) for axis, cell in cells for seed in chosen.seeds)
 
 
-def _read_stages(root: Path) -> dict[str, _Stage]:
+def _read_stages(root: Path) -> tuple[dict[str, _Stage], dict[str, Any]]:
+    """The stages of all lock files, checked, and as they are written."""
     stages: dict[str, _Stage] = {}
+    written: dict[str, Any] = {}
     for lock in pipeline.LOCKS:
         content = read_yaml(root / lock) if (root / lock).is_file() else None
+        if content is None:
+            continue
         try:
-            stages |= {} if content is None else _Lock.model_validate(content).stages
+            stages |= _Lock.model_validate(content).stages
         except ValidationError as error:
             place = ".".join(map(str, error.errors()[0]["loc"]))
             where = f" ({shown(place)})" if place else ""
             # DVC itself does not run beside a lock file that it cannot read
             raise ArtifactError(f"{lock} is not as DVC writes it{where}: restore or delete it, {_REMEDY}") from error
-    return stages
+        written |= content.get("stages", {})
+    return stages, written
 
 
 def _check_parameters(configuration: config.Configuration, stages: dict[str, _Stage], root: Path) -> None:

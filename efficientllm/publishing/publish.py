@@ -64,7 +64,7 @@ def publish(name: str | None = None, root: Path = Path()) -> Publication:
         )
     configuration = config.load(root)
     evidence = collect(configuration, root)
-    check_lock(configuration, root)
+    locked = check_lock(configuration, root)
     profile = configuration.parameters.profile
     chosen = name or identifier(profile, device(evidence.hardware))
     published = root / paths.PUBLISHED
@@ -85,8 +85,7 @@ def publish(name: str | None = None, root: Path = Path()) -> Publication:
         for source, copy in copied.items():
             shutil.copyfile(root / source, target / copy)
         write_text(target / RECORDS_FILE, _records(configuration, root))
-        locked = [pipeline.read_lock(root / lock) for lock in pipeline.LOCKS]
-        pipeline.write_lock(target / LOCK_FILE, {name: entry for stages in locked for name, entry in stages.items()})
+        pipeline.write_lock(target / LOCK_FILE, locked)
         revision, dirty = _measured_code(evidence)
         write_text(target / COMMAND_FILE, _command(chosen, profile, revision, dirty, read_revisions(target)))
         write_json(
