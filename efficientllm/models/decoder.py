@@ -12,6 +12,7 @@ from efficientllm.errors import CellFailure
 from efficientllm.models.cache import BlockState, DecodingCache
 from efficientllm.models.components import component
 from efficientllm.models.config import DecoderConfig
+from efficientllm.models.embedding import embedding
 from efficientllm.models.interfaces import Block, Component, Kernel, Mixer, Position
 from efficientllm.models.recomputation import TwinGenerators, recomputing
 from efficientllm.models.spans import reads_whole_rows, share, span_behind, whole_rows
@@ -54,7 +55,7 @@ class Decoder(nn.Module):
         self._compiled: list[Callable[..., Any]] | None = None
         self._compiled_decoding: list[Callable[..., Any]] | None = None
         block_class = component("block", config.block)
-        self.embed_tokens = nn.Embedding(config.vocabulary_size, config.hidden_size)
+        self.embed_tokens = embedding(config.vocabulary_size, config.hidden_size)
         self.position: Position = component("position", config.position)(config)
         self.layers = nn.ModuleList(block_class(config, layer) for layer in range(config.layers))
         self.position.check_width(self._mixer.rotary_dim)

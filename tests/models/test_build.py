@@ -86,3 +86,16 @@ def test_only_the_chosen_components_are_imported():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "['mixers.mqa', 'positions.none']"
+
+
+def test_counting_parameters_does_not_import_the_compiler():
+    script = (
+        "import sys\n"
+        "from efficientllm import config\n"
+        "from efficientllm.config.grid import check_grid\n"
+        "configuration = config.load()\n"
+        "check_grid(configuration)\n"
+        "assert 'moe' in {choice.feedforward for choice in configuration.parameters.architectures.values()}\n"
+        "assert 'torch' in sys.modules and 'torch._dynamo' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)

@@ -62,10 +62,13 @@ def load_balancing_loss(
     return experts * ((share_n1 * choices_ne).sum(dim=0) * (share_n1 * probabilities_ne).sum(dim=0)).sum()
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _has_grouped_kernel(device: torch.device) -> bool:
     """Whether PyTorch brings a kernel for groups of matrices on this GPU: from Hopper on, consumer cards left out."""
     return torch.cuda.get_device_properties(device).major in (9, 10)
+
+
+# what torch.compiler.assume_constant_result does, which imports the compiler to do it: a second of every process' start
+_has_grouped_kernel._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 class _Rearrange(torch.autograd.Function):

@@ -1,10 +1,10 @@
 """Learned absolute positions: one trained vector per position, added to the embedding, as in GPT-2."""
 
 import torch
-from torch import nn
 
 from efficientllm.errors import ParameterError
 from efficientllm.models.config import DecoderConfig
+from efficientllm.models.embedding import embedding
 from efficientllm.models.interfaces import Position, Span
 
 
@@ -13,7 +13,7 @@ class LearnedPosition(Position):
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__(config)
-        self.embed_positions = nn.Embedding(config.context_length, config.hidden_size)
+        self.embed_positions = embedding(config.context_length, config.hidden_size)
 
     def embed(self, hidden_btc: torch.Tensor, span: Span) -> torch.Tensor:
         """Adds the rows of the tokens' positions.
