@@ -20,6 +20,9 @@ from efficientllm.data.tasks import TASK_FOLDER, Example, load_examples
 from efficientllm.data.tokenizer import TextTokenizer, load_tokenizer
 from efficientllm.errors import DataError
 
+_STEPS_TO_COMPILE = 100
+"""Steps of a training's longest batch that take as long as compiling one more width (docs/log.md)."""
+
 
 @dataclass(frozen=True)
 class EncodedExample:
@@ -148,16 +151,22 @@ def fitting_width(longest: int, widths: Sequence[int]) -> int:
 def few_widths(batches: Sequence[int]) -> list[int]:
     """Widths of a training's batches where a program is compiled for each width: some quarters of the longest batch.
 
-    Compiling takes as long as dozens of steps, so a quarter that would serve less than a quarter of the batches is left out,
-    and its batches take the next wider one.
+    A quarter that would save less than its compiling takes is left out, and its batches take the next wider one, so that a short
+    training has one width.
 
     Args:
         batches: Length of the longest example of each batch.
     """
     longest = max(batches)
-    quarters = [math.ceil(longest * quarter / 4) for quarter in (1, 2, 3, 4)]
-    needed = [fitting_width(batch, quarters) for batch in batches]
-    return [*(width for width in quarters[:-1] if 4 * needed.count(width) >= len(batches)), longest]
+    widths, waiting, narrower = list[int](), 0, 0
+    for quarter in (1, 2, 3):
+        width = math.ceil(longest * quarter / 4)
+        waiting += sum(narrower < batch <= width for batch in batches)
+        if waiting * (1 - width / longest) >= _STEPS_TO_COMPILE:
+            widths.append(width)
+            waiting = 0
+        narrower = width
+    return [*widths, longest]
 
 
 def _encode(

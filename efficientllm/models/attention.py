@@ -4,14 +4,12 @@ Vaswani et al. 2017, arXiv 1706.03762, equation 1; grouped heads: Ainslie et al.
 reads key-value head h // (H / K).
 """
 
-import contextlib
 import math
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from efficientllm.errors import ParameterError
 from efficientllm.models.config import DecoderConfig
@@ -19,10 +17,6 @@ from efficientllm.models.interfaces import LayerState, Mixer, Rotation, Span
 from efficientllm.models.norms import RMSNorm
 
 _LEAST_BIASED_WIDTH = 16  # of a head, below which FlexAttention has no kernel
-
-_CUDNN_FIRST = [
-    SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH,
-]  # fmt: skip
 
 
 def rotate(x_bthd: torch.Tensor, rotation: Rotation) -> torch.Tensor:
@@ -93,10 +87,9 @@ def attend(
         # the scores of every head
         k_bksd, v_bkse = (x.repeat_interleave(groups, dim=1) for x in (k_bksd, v_bkse))
         groups = 1
-    with sdpa_kernel(_CUDNN_FIRST, set_priority=True) if span.cudnn_first else contextlib.nullcontext():
-        return F.scaled_dot_product_attention(
-            q_bhtd, k_bksd, v_bkse, attn_mask=mask, is_causal=span.causal, scale=scale, enable_gqa=groups > 1
-        )
+    return F.scaled_dot_product_attention(
+        q_bhtd, k_bksd, v_bkse, attn_mask=mask, is_causal=span.causal, scale=scale, enable_gqa=groups > 1
+    )
 
 
 def decodes_by_products(device: torch.device) -> bool:

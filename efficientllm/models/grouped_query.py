@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 _FLASH_FIRST = [
     SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH,
 ]  # fmt: skip
-_LEAST_SPLIT_KEYS = 1024
+_LEAST_SPLIT_KEYS = 512
 
 
 # an operator of its own, since a compiled program would be bound to one kernel, and to the cache's lengths that take it

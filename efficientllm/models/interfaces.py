@@ -43,7 +43,6 @@ class Span:
         bias_by_distance_hp: Scores added to the attention's by distance between query and key, `[H, P]` (see
             `Position.bias_by_distance`), where no mask carries them; None otherwise.
         causal_blocks: FlexAttention's block mask of a causal pass, where a bias by distance needs one; None otherwise.
-        cudnn_first: Whether cuDNN's attention comes before PyTorch's own.
         keys: Number of keys S that a mixer reads from its cache: those up to `end`, or some more that the mask hides.
         shared: Tensors that an earlier layer of this pass left for later ones.
     """
@@ -59,7 +58,6 @@ class Span:
     rotation: Rotation | None = None
     bias_by_distance_hp: torch.Tensor | None = None
     causal_blocks: Any = None
-    cudnn_first: bool = False
     keys: int = field(init=False)
     shared: dict[str, torch.Tensor] = field(default_factory=dict)
 

@@ -1,7 +1,5 @@
 """Where a pass stands behind its cache, and what each of its tokens may see."""
 
-import functools
-
 import torch
 
 from efficientllm.models.attention import decodes_by_products
@@ -75,19 +73,11 @@ def share(span: Span, hidden_btc: torch.Tensor, position: Position, mixer: Mixer
         visible = causal_mask(span, device) if span.attention_mask is None else span.attention_mask
         span.attention_mask = spread(bias_hp, span).masked_fill(~visible, -torch.inf)
     span.causal = span.attention_mask is None and span.length > 1
-    # cuDNN prepares a plan for every shape: worth it for the few of training, not for a cache that grows by a token
-    span.cudnn_first = span.causal and _cudnn_is_faster(device)
 
 
 def reads_whole_rows(position: Position, mixer: Mixer, device: torch.device) -> bool:
     """Whether the attention of a single query is computed by matrix products, which want `whole_rows`."""
     return decodes_by_products(device) and (mixer.decodes_by_products or position.biases_scores)
-
-
-@functools.cache
-def _cudnn_is_faster(device: torch.device) -> bool:
-    """Whether cuDNN's attention is worth preferring: it takes half the time of PyTorch's flash kernel from Hopper on."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def causal_mask(span: Span, device: torch.device) -> torch.Tensor:

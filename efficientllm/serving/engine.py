@@ -163,7 +163,7 @@ class GreedyEngine:
     def _compile(self, steps: Sequence[Step]) -> str | None:
         """Has decoding run compiled from now on, or says why not."""
         single = self._prompts.shape[0] == 1
-        options = _single_sequence_options() if single else None
+        options = single_sequence_options() if single else None
         self._decoder.compile_decoding(options)
         if single:
             self._project = torch.compile(self._decoder.project, dynamic=True, options=options)
@@ -223,7 +223,9 @@ def _most_likely(logits_bv: torch.Tensor) -> torch.Tensor:
     return logits_bv.argmax(dim=-1)  # PyTorch's kernel has one row of a large vocabulary read by a single block
 
 
-def _single_sequence_options() -> dict[str, Any]:
+@functools.cache
+def single_sequence_options() -> dict[str, Any]:
+    """Options of the compiler for decoding a single sequence: one object, or each engine of a process would compile anew."""
     from efficientllm.serving.single_row import SingleRowProducts  # which brings the compiler
 
     return {

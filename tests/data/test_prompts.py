@@ -54,13 +54,15 @@ def test_padding_and_masks_by_hand():
 
 def test_few_widths_for_programs_that_are_compiled_for_each():
     lengths = [3, 9, 22, 25, 40]
-    widths = few_widths(lengths)
+    widths = few_widths(lengths * 300)
     assert widths == [10, 30, 40], "no batch would be of 20"
     found = [collate([EncodedExample([1] * length, 1)], widths=widths)[0].shape[1] for length in lengths]
     assert found == [10, 10, 30, 30, 40]
-    assert few_widths([*[25] * 2, *[40] * 7]) == [40], "too few batches for a program of their own"
-    assert few_widths([*[25] * 3, *[40] * 7]) == [30, 40]
-    assert few_widths([40] * 5) == [40]
+    assert few_widths(lengths * 20) == [40], "compiling would take longer than what is saved"
+    assert few_widths([*[25] * 399, *[40] * 700]) == [40], "99.75 steps saved"
+    assert few_widths([*[25] * 400, *[40] * 700]) == [30, 40]
+    assert few_widths([*[9] * 100, *[19] * 150, *[40] * 700]) == [20, 40], "a width that is left out goes to the next"
+    assert few_widths([40] * 500) == [40]
     inputs, labels = collate([EncodedExample([5, 6, 7], 2)], pad_id=9, widths=[2, 5])
     np.testing.assert_array_equal(inputs, [[5, 6, 7, 9, 9]])
     np.testing.assert_array_equal(labels, [[-100, -100, 7, -100, -100]])

@@ -9,6 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
+from efficientllm.serving.engine import single_sequence_options
 from efficientllm.serving.single_row import SingleRowProducts
 
 
@@ -66,3 +67,14 @@ def test_a_compiled_layer_gives_the_same() -> None:
             inputs = torch.randn(rows, 1, 64)
             torch.testing.assert_close(compiled(inputs), layer(inputs))
     assert len(met) == 2 and met[0] == [] and met[1] != []
+
+
+def test_engines_of_one_process_share_their_programs() -> None:
+    def doubled(x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for _ in range(2):
+            compiled = torch.compile(doubled, dynamic=True, options=single_sequence_options())
+            torch.testing.assert_close(compiled(torch.ones(3)), torch.full((3,), 2.0))

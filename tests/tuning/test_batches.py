@@ -17,12 +17,12 @@ from tests.models.conftest import config_of
 LENGTHS = range(4, 17)
 
 
-def trainer(monkeypatch: pytest.MonkeyPatch, compiled: str, sizes: BatchSizes | None = None) -> Any:
+def trainer(monkeypatch: pytest.MonkeyPatch, compiled: str, sizes: BatchSizes | None = None, steps: int = 12) -> Any:
     examples = [EncodedExample([1 + length % 7] * length, length - 2) for length in LENGTHS]
     monkeypatch.setattr(tune, "base_folder", lambda _: Path("base"))
     monkeypatch.setattr(tune, "encode_split", lambda *_, **__: examples)
     settings = TuningTrainingSettings(
-        sequence_length=16, batch_size=2, gradient_accumulation=1, steps=12, warmup_steps=2, final_learning_rate_fraction=0.1,
+        sequence_length=16, batch_size=2, gradient_accumulation=1, steps=steps, warmup_steps=2, final_learning_rate_fraction=0.1,
         embedding_learning_rate_scale=1.0, weight_decay=0.0, beta1=0.9, beta2=0.95, gradient_clip=1.0, autocast="none",
         compile=compiled, evaluation_steps=50, evaluation_sequences=4, checkpoint_seconds=60.0, batch_sizes=sizes,
     )  # fmt: skip
@@ -56,7 +56,8 @@ def test_each_size_may_have_its_own_batch(monkeypatch: pytest.MonkeyPatch) -> No
 def test_what_is_compiled_ahead_is_all_that_a_run_compiles_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.compiler.reset()
     torch._dynamo.utils.counters.clear()
-    made = trainer(monkeypatch, "blocks")
+    assert len(trainer(monkeypatch, "blocks").task.each_shape) == 1, "a short training has one width"
+    made = trainer(monkeypatch, "blocks", steps=1200)
     weights = {name: tensor.clone() for name, tensor in made.task.model.state_dict().items()}
     random_state = torch.get_rng_state()
     made.compile_ahead()
@@ -67,6 +68,6 @@ def test_what_is_compiled_ahead_is_all_that_a_run_compiles_and_changes_nothing(m
     assert all(parameter.grad is None for parameter in made.task.model.parameters())
     losses = [float(made.step(index).loss) for index in range(12)]
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs, "a program for each width and no more"
-    plain = trainer(monkeypatch, "none")
+    plain = trainer(monkeypatch, "none", steps=1200)
     assert losses == pytest.approx([float(plain.step(index).loss) for index in range(12)], abs=1e-4)
     torch.compiler.reset()
