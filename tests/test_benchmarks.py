@@ -64,6 +64,27 @@ def test_tuning_throughput(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     assert all(float(row["samples_per_second"]) > 0 for row in found)
 
 
+def test_decoding_attention(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    size = (
+        "--heads",
+        "4:2:16",
+        "--batches",
+        "1,2",
+        "--contexts",
+        "12",
+        "--layers",
+        "2",
+        "--tokens",
+        "3",
+        "--repeats",
+        "1",
+    )
+    run(monkeypatch, "decoding_attention.py", *size, "--out", str(tmp_path / "d.csv"))
+    found = table(tmp_path / "d.csv")
+    assert [row["batch"] for row in found] == ["1", "2"]
+    assert all(float(row["pytorch_ms"]) > 0 and float(row["engine_ms"]) > 0 for row in found)
+
+
 @pytest.mark.slow
 def test_serving_beside_llama_cpp(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp", reason="needs llama-cpp-python, which is no dependency")
