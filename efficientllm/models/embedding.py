@@ -10,5 +10,6 @@ def embedding(rows: int, width: int) -> nn.Embedding:
     PyTorch draws normal numbers for that device in Python, by code that imports its compiler: a second of the start of every
     process that only counts a model's parameters.
     """
-    weight = torch.empty(rows, width)
-    return nn.Embedding.from_pretrained(weight, freeze=False) if weight.is_meta else nn.Embedding(rows, width)
+    if not torch.empty(0).is_meta:
+        return nn.Embedding(rows, width)
+    return nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)
