@@ -15,7 +15,7 @@ from unittest import mock
 import torch
 from csv_table import write_table
 
-from efficientllm.device import select_device
+from efficientllm.device import select_device, synchronize
 from efficientllm.models import grouped_query
 from efficientllm.models.build import build_decoder
 from efficientllm.models.config import DecoderConfig
@@ -53,13 +53,13 @@ def _measured(decoder: Decoder, batch: int, context: int, tokens: int, repeats: 
     with mock.patch.object(grouped_query, "splits_keys", lambda *_: False):
         pytorch = _prefilled(decoder, batch, context, tokens)
     chosen = _prefilled(decoder, batch, context, tokens)
-    shortest = [float("inf")] * 2
+    device, shortest = decoder.embed_tokens.weight.device, [float("inf")] * 2
     for _ in range(repeats):
         for index, engine in enumerate((pytorch, chosen)):
-            _wait(decoder)
+            synchronize(device)
             started = time.perf_counter()
             engine.decode()
-            _wait(decoder)
+            synchronize(device)
             shortest[index] = min(shortest[index], 1000 * (time.perf_counter() - started) / tokens)
     return {
         "pytorch_ms": shortest[0], "engine_ms": shortest[1], "x_pytorch": shortest[0] / shortest[1], "execution": chosen.execution,
@@ -83,11 +83,6 @@ def _decoder(heads: int, key_heads: int, width: int, layers: int, context: int, 
     )  # fmt: skip
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     return build_decoder(config, device=device, dtype=dtype).requires_grad_(False).eval()
-
-
-def _wait(decoder: Decoder) -> None:
-    if decoder.embed_tokens.weight.is_cuda:
-        torch.cuda.synchronize()
 
 
 def _arguments() -> argparse.Namespace:

@@ -22,10 +22,9 @@ from collections.abc import Callable
 
 import torch
 
-from efficientllm.device import select_device
+from efficientllm.device import select_device, synchronize
 from efficientllm.measurement.energy import COUNTER_TOLERANCE, EnergyMeter, EnergyReading
 from efficientllm.measurement.nvml import NvmlDevice
-from efficientllm.measurement.protocol import synchronize
 from efficientllm.measurement.sampling import Samples, sampled
 from efficientllm.measurement.selftest import TOLERANCE
 

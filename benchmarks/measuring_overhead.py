@@ -21,10 +21,9 @@ import torch
 from shapes import SHAPES, config_of
 
 from efficientllm.config.load import load
-from efficientllm.device import select_device
+from efficientllm.device import select_device, synchronize
 from efficientllm.measurement.energy import EnergyMeter
 from efficientllm.measurement.memory import MemoryMeter
-from efficientllm.measurement.protocol import synchronize
 from efficientllm.measurement.statistics import repeats_interval
 from efficientllm.measurement.utilization import UtilizationMeter
 from efficientllm.models.build import build_decoder

@@ -151,9 +151,7 @@ def _work(arguments: argparse.Namespace) -> None:
 
 def _measured(arguments: argparse.Namespace) -> dict[str, Any] | None:
     """Trains, and returns the figures in the first process."""
-    import torch
-
-    from efficientllm.device import select_device
+    from efficientllm.device import select_device, synchronize
     from efficientllm.distributed import world
     from efficientllm.distributed.totals import device_memory, own_joules, peak_gib
     from efficientllm.measurement.energy import EnergyMeter
@@ -163,24 +161,20 @@ def _measured(arguments: argparse.Namespace) -> dict[str, Any] | None:
     def gathered(value: float | None) -> list[float | None]:
         return [value] if here is None else here.gathered(value, device)
 
-    def synchronize() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
     trainer = _trainer(arguments, device, int(os.environ["SCALING_MOST"]))
     losses = [float(trainer.step(index).loss) for index in range(arguments.losses)]
     trainer.settings = trainer.settings.model_copy(update={"gradient_accumulation": 1})
     meter = EnergyMeter(device)
     for index in range(arguments.warmup):
         trainer.step(arguments.losses + index)
-    synchronize()
+    synchronize(device)
     gathered(0.0)  # all start together
     times = []
     with meter.window() as energy:
         for index in range(arguments.steps):
             before = time.perf_counter()
             result = trainer.step(arguments.losses + arguments.warmup + index)
-            synchronize()
+            synchronize(device)
             times.append(time.perf_counter() - before)
     joules = gathered(energy.joules if here is None else own_joules(energy.joules, here, device))
     counters, peaks = gathered(energy.counter_joules), device_memory(gathered(peak_gib(device)))

@@ -37,7 +37,7 @@ from serving_engines import (
 )
 
 from efficientllm.config.load import read_yaml
-from efficientllm.device import select_device
+from efficientllm.device import select_device, synchronize
 from efficientllm.errors import MeasurementError
 from efficientllm.measurement.memory import GIB
 from efficientllm.measurement.nvml import NvmlDevice
@@ -124,7 +124,7 @@ def _measured(
     vocabulary = embedding(model).shape[0]
     prompts = torch.randint(vocabulary, shape[:2], generator=torch.Generator().manual_seed(1)).to(device)
     server.warm_up(prompts)
-    _wait(device)
+    synchronize(device)
     warmup = time.perf_counter() - started
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -133,7 +133,7 @@ def _measured(
     def request() -> torch.Tensor:
         clock = Clock(device)
         tokens = server.request(prompts, clock)
-        _wait(device)
+        synchronize(device)
         times.append(server.times if isinstance(server, Ours) else clock.seconds())
         return tokens
 
@@ -168,22 +168,17 @@ def _window(
     call: Callable[[], Any], arguments: argparse.Namespace, device: torch.device, nvml: NvmlDevice | None
 ) -> tuple[float, float | None, Any]:
     """Seconds and joules per call, over a window of at least the asked length and number of calls; and the last result."""
-    _wait(device)
+    synchronize(device)
     before = None if nvml is None else nvml.joules()
     started, calls, result = time.perf_counter(), 0, None
     while calls < arguments.repeats or time.perf_counter() - started < arguments.seconds:
         result = call()
-        _wait(device)
+        synchronize(device)
         calls += 1
     seconds = time.perf_counter() - started
     after = None if nvml is None else nvml.joules()
     joules = None if before is None or after is None or after <= before else (after - before) / calls
     return seconds / calls, joules, result
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _print(row: dict[str, Any], results: list[dict[str, Any]]) -> None:

@@ -25,7 +25,7 @@ from shapes import SHAPES, config_of
 
 from efficientllm.config.load import load
 from efficientllm.config.schema import Architecture, TrainingSettings
-from efficientllm.device import autocast_type, select_device
+from efficientllm.device import autocast_type, select_device, synchronize
 from efficientllm.measurement.utilization import peak_flops
 from efficientllm.models.accounting import count_parameters, flops_per_token, mean_causal_context
 from efficientllm.models.build import build_decoder
@@ -159,20 +159,16 @@ def _baseline(
 def _timed(
     step: Callable[[int], Any], config: DecoderConfig, arguments: argparse.Namespace, device: torch.device
 ) -> dict[str, Any]:
-    def synchronize() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
     started = time.perf_counter()
     for index in range(arguments.warmup):
         step(index)
-    synchronize()
+    synchronize(device)
     warmup = time.perf_counter() - started
     times = []
     for index in range(arguments.steps):
         before = time.perf_counter()
         step(arguments.warmup + index)
-        synchronize()
+        synchronize(device)
         times.append(time.perf_counter() - before)
     seconds = sorted(times)[len(times) // 2]
     tokens = arguments.batch * arguments.sequence

@@ -26,11 +26,10 @@ from serving_engines import SHAPES
 
 from efficientllm.config.load import load, read_yaml
 from efficientllm.config.schema import TuneSettings, TuningTrainingSettings
-from efficientllm.device import select_device
+from efficientllm.device import select_device, synchronize
 from efficientllm.errors import MeasurementError
 from efficientllm.measurement.memory import GIB
 from efficientllm.measurement.nvml import NvmlDevice
-from efficientllm.measurement.protocol import synchronize
 from efficientllm.models.imports import imported_config
 from efficientllm.models.weights import save_random
 from efficientllm.registry import method_keys

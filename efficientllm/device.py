@@ -49,6 +49,14 @@ def to_device(tensor: "torch.Tensor", device: "torch.device") -> "torch.Tensor":
     return tensor.to(device, non_blocking=True)
 
 
+def synchronize(device: "torch.device") -> None:
+    """Waits until the device has done what was launched; a CPU has."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize(device)
+
+
 def autocast_type(setting: Literal["auto", "none", "bfloat16"], device: "torch.device") -> "torch.dtype | None":
     """Resolves the `autocast` parameter to the type of mixed-precision training.
 

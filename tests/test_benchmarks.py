@@ -65,7 +65,7 @@ def test_tuning_throughput(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 
 
 def test_decoding_attention(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    size = (
+    size = [
         "--heads",
         "4:2:16",
         "--batches",
@@ -78,7 +78,7 @@ def test_decoding_attention(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         "3",
         "--repeats",
         "1",
-    )
+    ]
     run(monkeypatch, "decoding_attention.py", *size, "--out", str(tmp_path / "d.csv"))
     found = table(tmp_path / "d.csv")
     assert [row["batch"] for row in found] == ["1", "2"]

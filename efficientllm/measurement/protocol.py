@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 
 from efficientllm.config.schema import MeasureSettings
+from efficientllm.device import synchronize
 from efficientllm.garbage import existing_objects_exempt
 from efficientllm.measurement.energy import EnergyMeter, EnergyReading
 from efficientllm.measurement.exclusive import BUSY_CORES
@@ -201,12 +202,6 @@ def _window(
         calls, taken = _run_for(workload, seconds, least_calls)
         slowed = [] if nvml is None else nvml.slowed()
     return WindowResult(calls, taken, energy, busy, turn, None if nvml is None else nvml.celsius(), slowed)
-
-
-def synchronize(device: torch.device) -> None:
-    """Waits for the device."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _warm_up(workload: Workload, settings: MeasureSettings) -> tuple[int, float, bool]:

@@ -10,7 +10,8 @@ import torch
 
 from efficientllm.config.schema import MeasureSettings
 from efficientllm.data.packing import open_split
-from efficientllm.measurement.protocol import Workload, synchronize
+from efficientllm.device import synchronize
+from efficientllm.measurement.protocol import Workload
 from efficientllm.models.decoder import Decoder
 from efficientllm.serving.engine import GreedyEngine
 

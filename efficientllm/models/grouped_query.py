@@ -6,6 +6,8 @@ PyTorch's flash kernel then splits the keys among blocks and combines what they 
 cuDNN's, which PyTorch prefers, does not, and is the faster for few keys (docs/log.md).
 """
 
+import contextlib
+
 import torch
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -32,9 +34,8 @@ def grouped_query(
     Returns:
         Attention output `[B, K, G, D]`, contiguous.
     """
-    if not splits_keys(q_bkgd, k_bksd.shape[2]):
-        return F.scaled_dot_product_attention(q_bkgd, k_bksd, v_bksd, scale=scale).contiguous()
-    with sdpa_kernel(_FLASH_FIRST, set_priority=True):
+    splits = splits_keys(q_bkgd, k_bksd.shape[2])
+    with sdpa_kernel(_FLASH_FIRST, set_priority=True) if splits else contextlib.nullcontext():
         return F.scaled_dot_product_attention(q_bkgd, k_bksd, v_bksd, scale=scale).contiguous()
 
 

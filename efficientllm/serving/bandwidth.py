@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from efficientllm.device import synchronize
+
 _BYTES = {"cuda": 1 << 30, "cpu": 128 << 20}
 """Larger than any cache, and on a GPU long enough that launching the copy does not count."""
 
@@ -48,16 +50,11 @@ def copy_bandwidth(device: torch.device) -> Bandwidth:
     target = torch.empty_like(source)
     for _ in range(2):  # touches every page, and lets clocks rise
         target.copy_(source)
-    _wait(device)
+    synchronize(device)
     times: list[float] = []
     while len(times) < _LEAST_COPIES or sum(times) < _SECONDS[device.type]:
         started = time.perf_counter()
         target.copy_(source)
-        _wait(device)
+        synchronize(device)
         times.append(time.perf_counter() - started)
     return Bandwidth(2 * source.nbytes / statistics.median(times), source.nbytes, len(times))
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

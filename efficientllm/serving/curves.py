@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from efficientllm.config.schema import MeasureSettings
+from efficientllm.device import synchronize
 from efficientllm.errors import CellFailure
 from efficientllm.measurement.energy import EnergyMeter
 from efficientllm.measurement.memory import GIB
@@ -104,7 +105,7 @@ def _measured(
     engine = GreedyEngine(decoder, batch, context, tokens + 1)
     engine.prefill(prompts(batch, context))
     engine.decode()
-    _wait(device)
+    synchronize(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     joules = None
@@ -135,11 +136,6 @@ def _calls(engine: GreedyEngine, device: torch.device, seconds: float) -> list[f
     while len(times) < _LEAST_CALLS or time.perf_counter() - started < seconds:
         before = time.perf_counter()
         engine.decode()
-        _wait(device)
+        synchronize(device)
         times.append(time.perf_counter() - before)
     return times
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

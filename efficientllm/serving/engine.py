@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from efficientllm.device import synchronize
 from efficientllm.errors import first_line
 from efficientllm.models.cuda_graphs import RecordingError, Step, record
 from efficientllm.models.decoder import Decoder
@@ -101,14 +102,14 @@ class GreedyEngine:
         """
         self._prompts.copy_(prompts)
         clock = Clock(self._device) if time_tokens else None
-        self._synchronize()
+        synchronize(self._device)
         if clock is not None:
             clock.mark()
         for index in range(self._tokens.shape[1]):
             self._step(index)
             if clock is not None:
                 clock.mark()
-        self._synchronize()
+        synchronize(self._device)
         return Generation(self._tokens.clone(), [] if clock is None else clock.seconds())
 
     @torch.inference_mode()
@@ -187,11 +188,11 @@ class GreedyEngine:
         times: list[list[float]] = [[] for _ in alternatives]
         for _ in range(_TRIES):
             for graphs, found in zip(alternatives, times, strict=True):
-                self._synchronize()
+                synchronize(self._device)
                 started = time.perf_counter()
                 for replay in graphs:
                     replay()
-                self._synchronize()
+                synchronize(self._device)
                 found.append(time.perf_counter() - started)
         return [min(found) for found in times]
 
@@ -213,10 +214,6 @@ class GreedyEngine:
     def _advance(self, inputs_bt: torch.Tensor, index: int) -> None:
         hidden = self._decoder.hidden_states(inputs_bt, cache=self.cache)
         self._tokens[:, index] = self._most_likely(self._project(hidden[:, -1]))
-
-    def _synchronize(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
 
 
 def _most_likely(logits_bv: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from efficientllm.components.feedforwards.moe import MixtureOfExperts
+from efficientllm.components.feedforwards.moe import MixtureOfExperts, _has_grouped_kernel
 from efficientllm.errors import ParameterError
 from efficientllm.models.build import build_decoder
 from efficientllm.models.interfaces import Span
@@ -232,3 +232,11 @@ def test_grouped_product_equals_loop_on_a_gpu(layer, idle, compiled):
                 torch.cuda.set_sync_debug_mode("default")
     for expected, found in zip(*results, strict=True):
         torch.testing.assert_close(found, expected, rtol=3e-2, atol=3e-2)
+
+
+def test_the_mark_of_a_constant_is_pytorchs_own() -> None:
+    @torch.compiler.assume_constant_result
+    def marked() -> int:
+        return 1
+
+    assert vars(_has_grouped_kernel) == vars(marked) != {}
