@@ -1,7 +1,7 @@
-"""Decoding by grouped heads with the engine's choice of kernel, beside the kernel that PyTorch takes by itself.
+"""Decoding with the engine's own attention kernel, beside the kernel that PyTorch takes by itself.
 
-For few sequences and long caches the engine takes one that splits the keys among a GPU's multiprocessors. Both engines are of one
-process and are timed by turns; a token's time holds a few layers as a whole, attention and all else.
+The engine's splits the keys among a GPU's multiprocessors. Both engines are of one process and are timed by turns; a token's time
+holds a few layers as a whole, attention and all else.
 
     python benchmarks/decoding_attention.py --heads 32:8:64,12:2:128 --batches 1,8,64 --contexts 512,2032,8176
 """
@@ -16,7 +16,7 @@ import torch
 from csv_table import write_table
 
 from efficientllm.device import select_device, synchronize
-from efficientllm.models import grouped_query
+from efficientllm.models import decoding_attention
 from efficientllm.models.build import build_decoder
 from efficientllm.models.config import DecoderConfig
 from efficientllm.models.decoder import Decoder
@@ -50,7 +50,7 @@ def main() -> None:
 
 def _measured(decoder: Decoder, batch: int, context: int, tokens: int, repeats: int) -> dict[str, Any]:
     """Milliseconds a token, the shortest of some calls: what a busy host adds is not the kernel's."""
-    with mock.patch.object(grouped_query, "splits_keys", lambda *_: False):
+    with mock.patch.object(decoding_attention, "takes_own_kernel", lambda *_: False):
         pytorch = _prefilled(decoder, batch, context, tokens)
     chosen = _prefilled(decoder, batch, context, tokens)
     device, shortest = decoder.embed_tokens.weight.device, [float("inf")] * 2

@@ -57,6 +57,13 @@ def synchronize(device: "torch.device") -> None:
         torch.cuda.synchronize(device)
 
 
+def has_dependent_launch(device: "torch.device") -> bool:
+    """Whether a kernel can be set up while the one before it ends (programmatic dependent launch: Hopper and later)."""
+    import torch
+
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
 def autocast_type(setting: Literal["auto", "none", "bfloat16"], device: "torch.device") -> "torch.dtype | None":
     """Resolves the `autocast` parameter to the type of mixed-precision training.
 

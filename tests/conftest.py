@@ -4,10 +4,14 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    import torch
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # before anything imports torch: one thread for each worker, or the workers' threads wait for one another
@@ -47,3 +51,27 @@ def listed_stages() -> list[str]:
     command = [Path(sys.executable).parent / "dvc", "stage", "list", "--all", "--name-only"]
     root = Path(__file__).parents[1]
     return subprocess.run(command, capture_output=True, text=True, check=True, cwd=root).stdout.split()
+
+
+@pytest.fixture
+def triton_device(monkeypatch: pytest.MonkeyPatch) -> Iterator["torch.device"]:
+    """Where Triton's kernels run: a GPU, or the CPU where Triton's interpreter is asked for."""
+    pytest.importorskip("triton")
+    import torch
+
+    if torch.cuda.is_available():
+        yield torch.device("cuda")
+        return
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("needs a CUDA GPU, or TRITON_INTERPRET=1")
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def with_index(tensor: Any, scope: Any) -> None:
+        # NumPy 2.4 no longer turns an array of one element into a number, as Triton 3.6's loops ask of it
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    monkeypatch.setattr(interpreter, "_patch_lang_tensor", with_index)
+    yield torch.device("cpu")

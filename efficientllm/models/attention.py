@@ -75,10 +75,10 @@ def attend(
         folded = q_bhtd[:, :, 0].unflatten(1, (-1, groups))
         if (mask is not None or k_bksd.shape[-1] != v_bkse.shape[-1]) and decodes_by_products(q_bhtd.device):
             out = single_query_attention(folded, k_bksd, v_bkse, mask, scale)
-        elif mask is None and groups > 1 and q_bhtd.device.type == "cuda" and not torch.is_grad_enabled():
-            from efficientllm.models.grouped_query import grouped_query
+        elif mask is None and q_bhtd.device.type == "cuda" and not torch.is_grad_enabled():
+            from efficientllm.models.decoding_attention import decoding_attention
 
-            out = grouped_query(folded, k_bksd, v_bkse, scale)
+            out = decoding_attention(folded, k_bksd, v_bkse, scale)
         else:
             out = F.scaled_dot_product_attention(folded, k_bksd, v_bkse, attn_mask=mask, scale=scale)
         return out.reshape(batch, heads, 1, -1)

@@ -7,9 +7,9 @@ On a GPU every step is recorded once as a CUDA graph, one for the prompt and one
 replayed. A decoding step of a small model takes the device a fraction of the time that the host needs to launch its
 kernels one by one; without graphs one would measure Python. Decoding is compiled block by block before: between its matrix
 products stand dozens of kernels that take the device longer to start than to compute. For a single sequence, whose products
-are all of a matrix and a vector, the compiler writes these too, fused with what stands around them, and tunes them: they read
-the weights faster than a library's kernels, which are made for matrices. Compiled steps are kept where they are faster. A graph
-of its own for each position lets each step read just the tokens that are there, and every architecture be recorded as it is.
+are all of a matrix and a vector, these are kernels of our own, with the norms, gates and sums around them: they read the weights
+faster than a library's, which are made for matrices. Compiled steps are kept where they are faster. A graph of its own for each
+position lets each step read just the tokens that are there, and every architecture be recorded as it is.
 """
 
 import functools
@@ -223,12 +223,10 @@ def _most_likely(logits_bv: torch.Tensor) -> torch.Tensor:
 @functools.cache
 def single_sequence_options() -> dict[str, Any]:
     """Options of the compiler for decoding a single sequence: one object, or each engine of a process would compile anew."""
-    from efficientllm.serving.single_row import SingleRowProducts  # which brings the compiler
+    from efficientllm.serving.matrix_vector_pass import MatrixVectorProducts  # which brings the compiler
 
     return {
-        # the compiler writes products with a single row by itself, and measures several launches of each kernel
-        "coordinate_descent_tuning": True,
-        "post_grad_custom_pre_pass": SingleRowProducts(),
+        "post_grad_custom_pre_pass": MatrixVectorProducts(),
         # a kernel is set up while the one before it ends (programmatic dependent launch, where the device has it)
         "triton.enable_pdl": True,
     }

@@ -1,8 +1,6 @@
 """Native sparse attention against the paper's equations, full attention, its own cache, and its kernels."""
 
 import math
-import os
-from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -308,26 +306,11 @@ def test_fast_kernels_say_why_they_rest(make_decoder):
 
 
 @pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
-    """A GPU, or the CPU where Triton's interpreter is asked for."""
-    pytest.importorskip("triton")
-    if torch.cuda.is_available():
-        yield torch.device("cuda")
-        return
-    if os.environ.get("TRITON_INTERPRET") != "1":
-        pytest.skip("needs a CUDA GPU, or TRITON_INTERPRET=1")
-    from triton.runtime import interpreter
-
-    patch = interpreter._patch_lang_tensor
-
-    def with_index(tensor: Any, scope: Any) -> None:
-        # NumPy 2.4 no longer turns an array of one element into a number, as Triton 3.6's loops ask of it
-        patch(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
-
-    monkeypatch.setattr(interpreter, "_patch_lang_tensor", with_index)
-    monkeypatch.setattr("efficientllm.models.sparse_kernels.banded._PROGRAMS", 8)
-    yield torch.device("cpu")
+def device(monkeypatch: pytest.MonkeyPatch, triton_device: torch.device) -> torch.device:
+    """Where Triton runs, with few programs where that is a CPU."""
+    if triton_device.type == "cpu":
+        monkeypatch.setattr("efficientllm.models.sparse_kernels.banded._PROGRAMS", 8)
+    return triton_device
 
 
 @pytest.mark.parametrize(

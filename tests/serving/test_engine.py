@@ -17,7 +17,7 @@ from efficientllm.models.cuda_graphs import RecordingError
 from efficientllm.models.decoder import Decoder
 from efficientllm.quantization.precision import precision
 from efficientllm.serving.engine import GreedyEngine
-from efficientllm.serving.single_row import SingleRowProducts
+from efficientllm.serving.matrix_vector_pass import MatrixVectorProducts
 from tests.models.conftest import FAMILIES
 
 RECORDED = "CUDA graphs, one per position; decoding compiled block by block"
@@ -137,7 +137,7 @@ def test_compiled_decoding_gives_the_same_tokens(make_config: Any, name: str) ->
     decoder, prompts = made(make_config, FAMILIES[name]), prompts_of(0)
     shapes = ((3, 7, 9), (2, 5, 6))
     expected = [GreedyEngine(decoder, *shape).generate(prompts[: shape[0], : shape[1]]).tokens for shape in shapes]
-    decoder.compile_decoding({"coordinate_descent_tuning": True})
+    decoder.compile_decoding()
     found = [GreedyEngine(decoder, *shape).generate(prompts[: shape[0], : shape[1]]).tokens for shape in shapes]
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
@@ -174,7 +174,7 @@ def test_a_compiled_step_copies_no_cache(make_config: Any, name: str) -> None:
 def test_a_compiled_query_is_aligned_where_biased_products_are_the_compilers(make_config: Any) -> None:
     """PyTorch's memory-efficient kernel on a GPU, for float32, refuses a row's stride that is no multiple of four."""
     decoder = made(make_config, FAMILIES["pythia"])
-    for program in programs_of_two_steps(decoder, 1, {"post_grad_custom_pre_pass": SingleRowProducts()}):
+    for program in programs_of_two_steps(decoder, 1, {"post_grad_custom_pre_pass": MatrixVectorProducts()}):
         queries = re.findall(r"scaled_dot_product\w*\.default\(reinterpret_tensor\(\w+, \(.*?\), \((.*?)\)", program)
         assert queries
         assert all(int(stride) % 4 == 0 for query in queries for stride in query.split(", ")[:-1])
@@ -247,7 +247,7 @@ def test_compiled_steps_are_kept_where_they_can_be_recorded_and_are_faster(
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_products_with_a_vector_are_left_to_the_compiler(
+def test_products_with_a_vector_are_the_engines_own(
     make_config: Any, monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
     decoder, prompts = made(make_config, {}), prompts_of(0)[:batch]
@@ -266,10 +266,10 @@ def test_products_with_a_vector_are_left_to_the_compiler(
         assert engine._compile(engine_steps(engine)) is None
     assert torch.equal(engine.generate(prompts).tokens, expected)
     rewriting = [options.pop("post_grad_custom_pre_pass", None) for _, options in asked]
-    assert all(isinstance(made, SingleRowProducts) == (batch == 1) for made in rewriting[: decoder.config.layers])
-    tuned = {"coordinate_descent_tuning": True, "triton.enable_pdl": True}
-    blocks = [("block", tuned if batch == 1 else {})] * decoder.config.layers
-    head = [("project", tuned)] if batch == 1 else []
+    assert all(isinstance(made, MatrixVectorProducts) == (batch == 1) for made in rewriting[: decoder.config.layers])
+    single = {"triton.enable_pdl": True}
+    blocks = [("block", single if batch == 1 else {})] * decoder.config.layers
+    head = [("project", single)] if batch == 1 else []
     assert asked == [*blocks, *head, ("_most_likely", {})]
 
 
@@ -309,8 +309,30 @@ def test_graphs_give_the_same_tokens(make_config: Any, changes: dict[str, Any], 
     decoder, prompts = made(make_config, changes), prompts_of(0)[:batch]
     expected = GreedyEngine(decoder, batch, 7, 24).generate(prompts).tokens
     execution, found = on_gpu(decoder, prompts)
-    assert execution in (RECORDED, "CUDA graphs, one per position; decoding not compiled: that would be slower")
+    if changes.get("feedforward") == "moe":  # whose experts in float32 are a loop over what the host has to know
+        assert execution.startswith("launched kernel by kernel (no CUDA graphs: the host waits for the device")
+    else:
+        assert execution in (RECORDED, "CUDA graphs, one per position; decoding not compiled: that would be slower")
     assert torch.equal(found, expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("name", ["gqa", "mha", "pythia", "mamba2", "learned-moe"])
+def test_graphs_of_half_precision_give_the_logits_of_plain_steps(make_config: Any, name: str, batch: int) -> None:
+    """Norms and gates are then part of the products."""
+    changes = CHANGES[name] | {"hidden_size": 64, "intermediate_size": 96}
+    decoder = made(make_config, changes).to(torch.bfloat16).cuda()
+    prompts = prompts_of(0)[:batch].cuda()
+    engine = GreedyEngine(decoder, batch, 7, 24)
+    assert engine.execution in (RECORDED, "CUDA graphs, one per position; decoding not compiled: that would be slower")
+    tokens = engine.generate(prompts).tokens
+    with torch.inference_mode():
+        logits = decoder(torch.cat((prompts, tokens), dim=1)).logits[:, 6:-1].float()
+    # near ties are decided by roundings: what was taken is as likely as the best
+    best, taken = logits.amax(-1), logits.gather(-1, tokens[..., None])[..., 0]
+    assert (best - taken).max() < 0.05 * logits.std()
 
 
 @pytest.mark.gpu

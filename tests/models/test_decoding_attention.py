@@ -1,10 +1,11 @@
-"""One query for each head of a group, with either kernel."""
+"""Attention of one query for each head, with either kernel."""
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from efficientllm.models.grouped_query import grouped_query, splits_keys
+from efficientllm.models import decoding_attention as module
+from efficientllm.models.decoding_attention import decoding_attention, takes_own_kernel
 
 NEEDS_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 DEVICES = ["cpu", pytest.param("cuda", marks=NEEDS_GPU)]
@@ -24,7 +25,7 @@ def drawn(device: str, sequences: int, keys: int) -> tuple[torch.Tensor, torch.T
 @pytest.mark.parametrize(("sequences", "keys"), [(2, 40), (2, 2047), (80, 1030)])
 def test_equals_the_equation(device, scale, sequences, keys):
     q, k, v = drawn(device, sequences, keys)
-    out = grouped_query(q, k, v, scale)
+    out = decoding_attention(q, k, v, scale)
     weights = (q.float() @ k.float().transpose(-1, -2) * (scale or 64**-0.5)).softmax(dim=-1)
     expected = weights @ v.float()
     assert out.is_contiguous()
@@ -33,13 +34,13 @@ def test_equals_the_equation(device, scale, sequences, keys):
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_what_the_compiler_is_told_is_so(device):
-    torch.library.opcheck(grouped_query, (*drawn(device, 2, 40), 0.3))
-    torch.library.opcheck(grouped_query, (*drawn(device, 2, 2047), None))
+    torch.library.opcheck(decoding_attention, (*drawn(device, 2, 40), 0.3))
+    torch.library.opcheck(decoding_attention, (*drawn(device, 2, 2047), None))
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_one_program_serves_all_lengths(device):
-    compiled = torch.compile(lambda q, k, v: grouped_query(q, k, v, None) + 1, dynamic=True, fullgraph=True)
+    compiled = torch.compile(lambda q, k, v: decoding_attention(q, k, v, None) + 1, dynamic=True, fullgraph=True)
     torch._dynamo.reset()
     with torch._dynamo.config.patch(error_on_recompile=True):
         for keys in (900, 1100, 1500):
@@ -51,12 +52,38 @@ def test_one_program_serves_all_lengths(device):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize(("sequences", "keys", "expected"), [(2, 2047, True), (2, 500, False), (80, 2047, False)])
-def test_keys_are_split_where_heads_do_not_fill_the_device(sequences, keys, expected):
-    q, k, v = drawn("cuda", sequences, keys)
-    assert splits_keys(q, keys) is expected
-    activities = [torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as profile:
-        grouped_query(q, k, v, None)
+@pytest.mark.parametrize(
+    ("sequences", "grouped", "own"), [(2, True, True), (2, False, True), (600, True, True), (600, False, False)]
+)
+def test_own_kernel_is_taken_but_for_many_heads_that_share_no_keys(monkeypatch, sequences, grouped, own):
+    q, k, v = drawn("cuda", sequences, 40)
+    if not grouped:
+        q = q[:, :, :1]
+    assert takes_own_kernel(q) is own
+    kernels = names_of_kernels(q, k, v)
+    assert any("_attend" in name for name in kernels) is own
+    monkeypatch.setattr(module, "_has_triton", lambda: False)
+    assert not any("_attend" in name for name in names_of_kernels(q, k, v))
+
+
+def names_of_kernels(*inputs: torch.Tensor) -> list[str]:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        decoding_attention(*inputs, None)
         torch.cuda.synchronize()
-    assert any("splitkv" in event.name for event in profile.events()) is expected
+    return [event.name for event in profile.events()]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_recorded_calls_follow_one_another_in_any_number():
+    """A call leaves nothing behind that the next one would count."""
+    q, k, v = drawn("cuda", 2, 2047)
+    expected = decoding_attention(q, k, v, None)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = [decoding_attention(q, k, v, None) for _ in range(5)]
+    for _ in range(20):
+        graph.replay()
+    torch.cuda.synchronize()
+    assert all(torch.equal(one, expected) for one in found)

@@ -1,0 +1,108 @@
+"""Products of matrices and one vector, with what stands around them, each in one launch.
+
+A matrix is read once, so its bytes are the time, and what a kernel does before its first bytes arrive is lost. Programs are
+small and many: all of a layer's weights are asked for at once, on a device that has programmatic dependent launch (Hopper
+and later) before the kernel that computes the vector has ended.
+"""
+
+from collections.abc import Sequence
+
+# mypy: disable-error-code="untyped-decorator,no-untyped-def"
+import torch
+import triton  # type: ignore[import-not-found,import-untyped,unused-ignore]
+import triton.language as tl  # type: ignore[import-not-found,import-untyped,unused-ignore]
+
+from efficientllm.device import has_dependent_launch
+from efficientllm.serving.matrix_vector import MOST_MATRICES
+
+
+@triton.jit
+def _tile(weight, rows, columns, count, width: tl.constexpr, whole: tl.constexpr):
+    address = weight + rows[:, None].to(tl.int64) * width + columns[None, :]
+    if whole:
+        return tl.load(address, mask=(rows < count)[:, None], other=0.0, eviction_policy="evict_first")
+    inside = (rows < count)[:, None] & (columns < width)[None, :]
+    return tl.load(address, mask=inside, other=0.0, eviction_policy="evict_first")
+
+
+@triton.jit
+def _products(
+    x, gain, weight_0, weight_1, weight_2, addend, out, count_0, count_1, count_2, blocks_0, blocks_1, epsilon,
+    width: tl.constexpr, rows: tl.constexpr, columns: tl.constexpr,
+    normed: tl.constexpr, added: tl.constexpr, gated: tl.constexpr, early: tl.constexpr,
+):  # fmt: skip
+    block = tl.program_id(0)
+    weight, count, start = weight_0, count_0, 0
+    if not gated:
+        second, third = block >= blocks_0, block >= blocks_0 + blocks_1
+        weight = tl.where(third, weight_2, tl.where(second, weight_1, weight_0))
+        count = tl.where(third, count_2, tl.where(second, count_1, count_0))
+        start = tl.where(third, count_0 + count_1, tl.where(second, count_0, 0))
+        block -= tl.where(third, blocks_0 + blocks_1, tl.where(second, blocks_0, 0))
+    row, column = block * rows + tl.arange(0, rows), tl.arange(0, columns)
+    whole: tl.constexpr = width % columns == 0
+    first = _tile(weight, row, column, count, width, whole)
+    first_up = _tile(weight_1, row, column, count, width, whole) if gated else first
+    if early:
+        # from here on what earlier kernels wrote is there; the next one may set up, and ask for its weights
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    dots = tl.zeros([rows, columns], tl.float32)
+    dots_up = tl.zeros([rows, columns], tl.float32)
+    squares = tl.zeros([columns], tl.float32)
+    for k in tl.static_range(0, width, columns):
+        inside = k + column < width
+        vector = tl.load(x + k + column, mask=inside, other=0.0).to(tl.float32)
+        if normed:
+            squares += vector * vector
+            vector *= tl.load(gain + k + column, mask=inside, other=0.0).to(tl.float32)
+        tile = first if k == 0 else _tile(weight, row, k + column, count, width, whole)
+        dots += tile.to(tl.float32) * vector[None, :]
+        if gated:
+            tile_up = first_up if k == 0 else _tile(weight_1, row, k + column, count, width, whole)
+            dots_up += tile_up.to(tl.float32) * vector[None, :]
+    result = tl.sum(dots, 1)
+    scale = tl.rsqrt(tl.sum(squares, 0) / width + epsilon) if normed else 1.0
+    result *= scale
+    if gated:
+        result = result / (1 + tl.exp(-result)) * (tl.sum(dots_up, 1) * scale)
+    if added:
+        result += tl.load(addend + start + row, mask=row < count, other=0.0).to(tl.float32)
+    tl.store(out + start + row, result, mask=row < count)
+
+
+def launch(
+    x: torch.Tensor,
+    weights: Sequence[torch.Tensor],
+    out: torch.Tensor,
+    *,
+    gain: torch.Tensor | None = None,
+    epsilon: float = 0.0,
+    addend: torch.Tensor | None = None,
+    gated: bool = False,
+    tile: tuple[int, int, int] | None = None,
+) -> None:
+    """Writes what `matrix_vector` returns.
+
+    Args:
+        x: The vector `[C]`.
+        weights: One to three matrices `[J, C]`.
+        out: As many numbers as `matrix_vector` returns.
+        gain: RMSNorm's weight `[C]`, where x is to be normalized first.
+        epsilon: RMSNorm's.
+        addend: What is added, of the size of `out`.
+        gated: Whether the second matrix' product is gated by the first's.
+        tile: Rows and columns of a program's part, and its warps; by default what suits the width.
+    """
+    width = x.shape[0]
+    rows, columns, warps = tile or ((4, 1024, 4) if width <= 2048 else (2, 4096, 8))
+    columns = min(columns, int(triton.next_power_of_2(width)))
+    padded = [*weights, weights[0], weights[0]][:MOST_MATRICES]
+    counts = [weight.shape[0] for weight in weights] + [0] * (MOST_MATRICES - len(weights))
+    blocks = [-(-count // rows) for count in counts]
+    early = has_dependent_launch(x.device)
+    _products[(blocks[0] if gated else sum(blocks),)](
+        x, x if gain is None else gain, *padded, out if addend is None else addend, out, *counts, *blocks[:2], epsilon,
+        width=width, rows=rows, columns=columns, normed=gain is not None, added=addend is not None, gated=gated,
+        early=early, num_warps=warps, **({"launch_pdl": True} if early else {}),
+    )  # fmt: skip

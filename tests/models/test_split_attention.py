@@ -1,0 +1,40 @@
+"""Attention of one query with split keys, by Triton."""
+
+import pytest
+import torch
+
+
+@pytest.mark.parametrize(
+    ("sequences", "key_heads", "groups", "width", "keys"),
+    [
+        (1, 2, 3, 16, 5),
+        (2, 2, 3, 24, 130),
+        (1, 1, 5, 64, 700),
+        (3, 4, 1, 32, 64),
+        (1, 1, 17, 16, 257),
+        (9, 2, 2, 16, 70),
+    ],
+)
+def test_equals_the_equation(triton_device, sequences, key_heads, groups, width, keys):
+    from efficientllm.models import split_attention as module
+
+    generator = torch.Generator().manual_seed(3)
+    q = torch.randn(sequences, key_heads, groups, width, generator=generator).to(triton_device)
+    cache = torch.randn(2, sequences, key_heads, keys + 9, width, generator=generator).to(triton_device)
+    k, v = cache[0, :, :, :keys], cache[1, :, :, :keys]
+    expected = (q @ k.transpose(-1, -2) * 0.3).softmax(dim=-1) @ v
+    for _ in range(2):  # the second call finds what the first left behind
+        torch.testing.assert_close(module.split_attention(q, k, v, 0.3), expected, rtol=1e-4, atol=1e-5)
+    assert not module._finished(triton_device).any()
+
+
+@pytest.mark.parametrize("heads", [1, 7, 32, 132, 4000])
+def test_parts_cover_the_keys_and_fill_the_device(heads):
+    pytest.importorskip("triton")
+    from efficientllm.models.split_attention import split
+
+    for keys in (1, 64, 65, 513, 2041, 8177, 131072):
+        share, parts = split(heads, keys, 64, 132)
+        assert (parts - 1) * share < keys <= parts * share
+        assert share % 64 == 0
+        assert parts <= max(1, min(32, 132 // heads))
