@@ -55,11 +55,15 @@ class MatrixVectorProducts(CustomGraphPass):
     """Writes products of one row `[1, C]` as `matrix_vector`, with which they take their weights' reading and little more.
 
     Products of the same row are one call. An RMSNorm before them, SwiGLU's gate behind them and what is added to their result
-    go along where nothing else needs what is between.
+    go along where nothing else needs what is between. Batches of such products, each with a small matrix of its own (a head's,
+    in latent attention), become loops that the compiler writes.
     """
 
     def __call__(self, graph: Graph) -> None:
         """Rewrites a graph in place."""
+        for node in graph.find_nodes(op="call_function", target=_aten.bmm.default):
+            if statically_known_true(_value(node.args[0]).shape[1] == 1):
+                _write_loop(graph, node)
         of_row: dict[Node, list[Node]] = defaultdict(list)
         for node in graph.nodes:
             if (product := _product(node)) is not None:
@@ -151,6 +155,17 @@ def _write(graph: Graph, products: Sequence[_Product], norm: dict[str, Any] | No
                 part = graph.call_function(_aten.add.Tensor, (part, product.bias))
         _replace(product.node, part)
         start = end
+
+
+def _write_loop(graph: Graph, node: Node) -> None:
+    """Puts a sum of products in the place of a batched one `[N, 1, K]` by `[N, K, J]`."""
+    rows, matrices = node.args
+    with graph.inserting_before(node):
+        columns = graph.call_function(_aten.unsqueeze.default, (rows, 3))
+        stacked = graph.call_function(_aten.unsqueeze.default, (matrices, 1))
+        total = graph.call_function(_aten.mul.Tensor, (columns, stacked))
+        total = graph.call_function(_aten.sum.dim_IntList, (total, [2]))
+    _replace(node, total)
 
 
 def _replace(node: Node, other: Node) -> None:

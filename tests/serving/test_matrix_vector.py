@@ -119,7 +119,7 @@ def calls(graph: torch.fx.Graph) -> list[tuple[int, bool, bool, bool]]:
 
 def products(graph: torch.fx.Graph) -> int:
     """Products that are left to a library."""
-    return sum(any(name in str(node.target) for name in (".mm.", "addmm")) for node in graph.nodes)
+    return sum(any(name in str(node.target) for name in (".mm.", "bmm", "addmm")) for node in graph.nodes)
 
 
 class Recorded(MatrixVectorProducts):
@@ -175,6 +175,17 @@ def test_a_norm_whose_result_something_else_needs_stays(monkeypatch):
 
     monkeypatch.setattr(layer, "forward", forward)
     assert compiled(layer, torch.randn(1, 1, 64).to(torch.bfloat16)) == ([(1, False, True, False)], 0)
+
+
+@pytest.mark.parametrize(("rows", "left"), [(1, 0), (2, 1)])
+def test_batches_of_single_rows_are_loops(rows: int, left: int) -> None:
+    class Heads(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x @ matrices
+
+    torch.manual_seed(0)
+    matrices = torch.randn(4, 48, 32).to(torch.bfloat16)
+    assert compiled(Heads(), torch.randn(4, rows, 48).to(torch.bfloat16)) == ([], left)
 
 
 def test_several_rows_are_left_alone() -> None:
