@@ -10,6 +10,8 @@ import importlib.util
 import torch
 from torch.nn import functional as F
 
+_MOST_QUERIES = 32  # of a group; more were not tried
+
 
 # an operator of its own, since a compiled program would be bound to one kernel, and to the cache's lengths that take it
 @torch.library.custom_op("efficientllm::decoding_attention", mutates_args=())
@@ -44,9 +46,9 @@ def takes_own_kernel(q_bkgd: torch.Tensor) -> bool:
     """Whether `split_attention` is faster than PyTorch's choice: but for many heads that share no keys (docs/log.md)."""
     if q_bkgd.device.type != "cuda" or not _has_triton():
         return False
-    heads = q_bkgd.shape[0] * q_bkgd.shape[1]
-    few = heads <= torch.cuda.get_device_properties(q_bkgd.device).multi_processor_count
-    return few or q_bkgd.shape[2] > 1
+    batch, key_heads, groups, _ = q_bkgd.shape
+    few = batch * key_heads <= torch.cuda.get_device_properties(q_bkgd.device).multi_processor_count
+    return (few or groups > 1) and groups <= _MOST_QUERIES
 
 
 @functools.cache

@@ -15,14 +15,13 @@ import triton.language as tl  # type: ignore[import-not-found,import-untyped,unu
 from efficientllm.device import has_dependent_launch
 from efficientllm.models.sparse_kernels.tiles import (
     LOG2_E,
-    is_large,
     load_rows,
     power_of_two,
     softmax_step,
     unit_stride,
 )
 
-_TILE_KEYS = 128
+_MOST_TILE_KEYS = 128
 _MOST_PARTS = 32
 
 
@@ -107,10 +106,11 @@ def split_attention(q_bkgd: torch.Tensor, k_bksd: torch.Tensor, v_bksd: torch.Te
     batch, key_heads, groups, width = q_bkgd.shape
     heads, keys = batch * key_heads, k_bksd.shape[2]
     q, k, v = (unit_stride(x) for x in (q_bkgd, k_bksd, v_bksd))
-    columns = 32 if is_large(q) else _TILE_KEYS
+    rows, padded = power_of_two(groups), power_of_two(width)
+    columns = tile_keys(rows, padded, q.element_size(), _shared_memory(q.device))
     share, parts = split(heads, keys, columns, _programs(q.device))
     most = 1 if parts == 1 else int(triton.next_power_of_2(_most_parts(heads, _programs(q.device))))
-    few, padded = int(triton.next_power_of_2(groups)), power_of_two(width)
+    few = int(triton.next_power_of_2(groups))
     early = has_dependent_launch(q.device)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     mixed_parts = torch.empty(heads * parts * groups * width, dtype=torch.float32, device=q.device)
@@ -118,10 +118,18 @@ def split_attention(q_bkgd: torch.Tensor, k_bksd: torch.Tensor, v_bksd: torch.Te
     _attend[(parts, heads)](
         q, k, v, out, mixed_parts, sums, _finished(q.device), keys, parts, share, key_heads, scale * LOG2_E,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
-        groups=groups, width=width, padded=padded, rows=power_of_two(groups), columns=columns, most=most,
+        groups=groups, width=width, padded=padded, rows=rows, columns=columns, most=most,
         few=few, early=early, num_warps=4, **({"launch_pdl": True} if early else {}),
     )  # fmt: skip
     return out
+
+
+def tile_keys(rows: int, width: int, bytes_of_number: int, shared_memory: int) -> int:
+    """Keys of a tile: as many as leave room for two of keys and two of values, and for what the products need besides."""
+    keys = _MOST_TILE_KEYS
+    while keys > 16 and (4 * keys + 6 * rows) * width * bytes_of_number > shared_memory:
+        keys //= 2
+    return keys
 
 
 def split(heads: int, keys: int, columns: int, programs: int) -> tuple[int, int]:
@@ -139,6 +147,14 @@ def _programs(device: torch.device) -> int:
     if device.type != "cuda":
         return 16
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _shared_memory(device: torch.device) -> int:
+    """Bytes that a block may have of a multiprocessor's shared memory."""
+    if device.type != "cuda":
+        return 1 << 17
+    properties = torch.cuda.get_device_properties(device)
+    return int(getattr(properties, "shared_memory_per_block_optin", properties.shared_memory_per_block))
 
 
 @functools.cache

@@ -82,7 +82,7 @@ def launch(
     gated: bool = False,
     tile: tuple[int, int, int] | None = None,
 ) -> None:
-    """Writes what `matrix_vector` returns.
+    """Writes what `matrix_vector` returns; the kernel before may still run while weights are read, so it must not write them.
 
     Args:
         x: The vector `[C]`.

@@ -38,3 +38,23 @@ def test_parts_cover_the_keys_and_fill_the_device(heads):
         assert (parts - 1) * share < keys <= parts * share
         assert share % 64 == 0
         assert parts <= max(1, min(32, 132 // heads))
+
+
+@pytest.mark.parametrize(
+    ("rows", "width", "size", "kilobytes", "expected"),
+    [
+        (16, 64, 2, 99, 128),  # a GPU with 100 KiB for each multiprocessor
+        (16, 128, 2, 99, 64),
+        (16, 128, 2, 163, 128),
+        (16, 128, 2, 227, 128),  # an H100
+        (16, 256, 2, 227, 64),
+        (16, 128, 4, 227, 64),
+        (64, 128, 2, 99, 16),
+        (128, 256, 4, 48, 16),
+    ],
+)
+def test_tiles_fit_a_multiprocessor(rows, width, size, kilobytes, expected):
+    pytest.importorskip("triton")
+    from efficientllm.models.split_attention import tile_keys
+
+    assert tile_keys(rows, width, size, kilobytes * 1024) == expected
