@@ -132,3 +132,14 @@ def test_pipeline_scale(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     cells, *times, peak = [entry.strip() for entry in capsys.readouterr().out.splitlines()[-1].strip("|").split("|")]
     assert (cells, len(times)) == ("12", 3), "three architectures and three tuned sizes, each made and measured"
     assert float(peak) > 10
+
+
+def test_matrix_vector(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shapes = "32:16+8+8:n,32:24+24:ng,48:32:a,32:40:"
+    run(
+        monkeypatch, "matrix_vector.py", "--shapes", shapes, "--bytes", "1e4", "--repeats", "1",
+        "--out", str(tmp_path / "m.csv"),
+    )  # fmt: skip
+    found = table(tmp_path / "m.csv")
+    assert [row["shape"] for row in found] == shapes.split(",")
+    assert all(float(row["us"]) > 0 and float(row["pytorch_us"]) > 0 for row in found)
