@@ -116,8 +116,9 @@ def _norm(origin: Node, products: Sequence[_Product]) -> dict[str, Any] | None:
     found = _arguments(_NORM, origin)
     if found is None or not set(_uses(origin)) <= {user for product in products for user in product.row.users}:
         return None
-    width = _value(origin).dim() - 1
-    return found if [dim % (width + 1) for dim in found["dims"]] == [width] else None
+    value = _value(origin)
+    over_the_row = statically_known_true(value.numel() == value.shape[-1])  # not over each head
+    return found if over_the_row and [dim % value.dim() for dim in found["dims"]] == [value.dim() - 1] else None
 
 
 def _uses(node: Node) -> Iterator[Node]:

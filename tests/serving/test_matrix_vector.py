@@ -177,6 +177,18 @@ def test_a_norm_whose_result_something_else_needs_stays(monkeypatch):
     assert compiled(layer, torch.randn(1, 1, 64).to(torch.bfloat16)) == ([(1, False, True, False)], 0)
 
 
+def test_a_norm_over_parts_of_the_row_stays():
+    class Heads(torch.nn.Module):
+        def __init__(self, bias: bool) -> None:
+            super().__init__()
+            self.norm, self.out = RMSNorm(16), torch.nn.Linear(64, 64, bias=bias)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.out(self.norm(x.view(1, 1, 4, 16)).flatten(2))
+
+    assert compiled(made(Heads, False), torch.randn(1, 1, 64).to(torch.bfloat16)) == ([(1, False, True, False)], 0)
+
+
 @pytest.mark.parametrize(("rows", "left"), [(1, 0), (2, 1)])
 def test_batches_of_single_rows_are_loops(rows: int, left: int) -> None:
     class Heads(torch.nn.Module):
