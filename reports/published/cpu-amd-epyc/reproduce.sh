@@ -3,7 +3,7 @@
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 copy=$(git -C "$here" rev-parse --show-toplevel)/../efficientllm-cpu-amd-epyc
-git -C "$here" worktree add --detach "$copy" d1e061a3268ac1d49f808efd02f5673c98274de8
+git -C "$here" worktree add --detach "$copy" 176bad1a1db567558d2be1200effb5621daad481
 cd "$copy"
 cp "$here/params.yaml" params.yaml
 cp "$here/profile.yaml" profiles/cpu.yaml
