@@ -17,6 +17,7 @@ from efficientllm.models.sparse_kernels.tiles import (
     LOG2_E,
     load_rows,
     power_of_two,
+    shared_memory,
     softmax_step,
     unit_stride,
 )
@@ -107,7 +108,7 @@ def split_attention(q_bkgd: torch.Tensor, k_bksd: torch.Tensor, v_bksd: torch.Te
     heads, keys = batch * key_heads, k_bksd.shape[2]
     q, k, v = (unit_stride(x) for x in (q_bkgd, k_bksd, v_bksd))
     rows, padded = power_of_two(groups), power_of_two(width)
-    columns = tile_keys(rows, padded, q.element_size(), _shared_memory(q.device))
+    columns = tile_keys(rows, padded, q.element_size(), shared_memory(q.device))
     share, parts = split(heads, keys, columns, _programs(q.device))
     most = 1 if parts == 1 else int(triton.next_power_of_2(_most_parts(heads, _programs(q.device))))
     few = int(triton.next_power_of_2(groups))
@@ -124,10 +125,10 @@ def split_attention(q_bkgd: torch.Tensor, k_bksd: torch.Tensor, v_bksd: torch.Te
     return out
 
 
-def tile_keys(rows: int, width: int, bytes_of_number: int, shared_memory: int) -> int:
+def tile_keys(rows: int, width: int, bytes_of_number: int, room: int) -> int:
     """Keys of a tile: as many as leave room for two of keys and two of values, and for what the products need besides."""
     keys = _MOST_TILE_KEYS
-    while keys > 16 and (4 * keys + 6 * rows) * width * bytes_of_number > shared_memory:
+    while keys > 16 and (4 * keys + 6 * rows) * width * bytes_of_number > room:
         keys //= 2
     return keys
 
@@ -147,14 +148,6 @@ def _programs(device: torch.device) -> int:
     if device.type != "cuda":
         return 16
     return torch.cuda.get_device_properties(device).multi_processor_count
-
-
-def _shared_memory(device: torch.device) -> int:
-    """Bytes that a block may have of a multiprocessor's shared memory."""
-    if device.type != "cuda":
-        return 1 << 17
-    properties = torch.cuda.get_device_properties(device)
-    return int(getattr(properties, "shared_memory_per_block_optin", properties.shared_memory_per_block))
 
 
 @functools.cache

@@ -383,3 +383,23 @@ def test_kernels_compile_without_a_break(monkeypatch, device, mixer):
     weights = list(mixer.parameters())
     for ours, theirs in zip(*(torch.autograd.grad(x.square().sum(), weights) for x in (found, expected)), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kilobytes", "dtype", "width", "large", "gathered"),
+    [
+        (227, torch.bfloat16, 128, False, 32),
+        (227, torch.bfloat16, 192, True, 32),
+        (99, torch.bfloat16, 64, False, 32),
+        (99, torch.bfloat16, 128, True, 16),  # the banded kernel's gradient would take 100 KiB, 1 more than there is
+        (99, torch.float32, 64, True, 16),
+    ],
+)
+def test_tiles_fit_a_multiprocessor(monkeypatch, kilobytes, dtype, width, large, gathered):
+    pytest.importorskip("triton")
+    from efficientllm.models.sparse_kernels import selected, tiles
+
+    monkeypatch.setattr(tiles, "shared_memory", lambda device: kilobytes * 1024)
+    q, k = (torch.empty(1, 2, heads, width, dtype=dtype) for heads in (4, 1))
+    assert tiles.is_large(q) is large
+    assert selected._sizes(q, k, 64, selected._GATHERED_ROWS)["rows"] == gathered

@@ -14,6 +14,7 @@ from efficientllm.models.sparse_kernels.tiles import (
     fake_attention,
     fake_gradient,
     is_large,
+    is_small,
     key_step,
     load_rows,
     power_of_two,
@@ -178,7 +179,7 @@ def selected_attention(
         Output `[B, T, H, D]`.
     """
     count = -(-k_bskd.shape[1] // block_size)
-    queries, _ = _sizes(q_bthd, k_bskd, block_size, _TILE_ROWS)
+    queries = _queries(q_bthd, k_bskd, _TILE_ROWS)
     # outside the operators, so that a compiler fuses what makes the lists
     by_tile, by_block = shared_blocks(blocks_bktr, queries, count), queries_by_block(blocks_bktr, count)
     out: torch.Tensor = _selected(q_bthd, k_bskd, v_bskd, *by_tile, *by_block, block_size)[0]
@@ -203,7 +204,7 @@ def _selected(
     del pairs, block_segments, segment_block, segment_first, segment_last  # for the gradient
     q, k, v = (unit_stride(x) for x in (q_bthd, k_bskd, v_bskd))
     batch, length, heads, width = q.shape
-    _, sizes = _sizes(q, k, block_size, _TILE_ROWS)
+    sizes = _sizes(q, k, block_size, _TILE_ROWS)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     log_sum = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     _selected_forward[(counts.shape[2], batch * k.shape[2])](
@@ -236,7 +237,7 @@ def _selected_gradient(
     batch, length, heads, width = q.shape
     keys, key_heads = k.shape[1:3]
     inner = (gradient.float() * out.float()).sum(dim=-1)
-    _, sizes = _sizes(q, k, block_size, _TILE_ROWS)
+    sizes = _sizes(q, k, block_size, _TILE_ROWS)
     q_gradient = torch.empty_like(out)
     scales = (LOG2_E / math.sqrt(width), 1 / math.sqrt(width))
     _selected_query_gradient[(counts.shape[2], batch * key_heads)](
@@ -247,7 +248,7 @@ def _selected_gradient(
     segments, count = segment_block.shape[1], block_segments.shape[1] - 1
     k_parts = torch.empty(batch * key_heads, segments, block_size, width, dtype=torch.float32, device=q.device)
     v_parts = torch.empty_like(k_parts)
-    _, sizes = _sizes(q, k, block_size, _GATHERED_ROWS)
+    sizes = _sizes(q, k, block_size, _GATHERED_ROWS)
     _selected_key_gradient[(segments, batch * key_heads)](
         q, k, v, pairs, segment_block, segment_first, segment_last, gradient, log_sum, inner, k_parts, v_parts,
         length, keys, heads, pairs.shape[1], *scales, *strides(q, k, v, out), **sizes,
@@ -261,16 +262,22 @@ def _selected_gradient(
     return q_gradient, k_gradient, v_gradient
 
 
-def _sizes(q: torch.Tensor, k: torch.Tensor, block_size: int, rows: int) -> tuple[int, dict[str, Any]]:
-    """Queries per tile of about `rows` rows, and the tile's sizes."""
+def _queries(q: torch.Tensor, k: torch.Tensor, rows: int) -> int:
+    """Queries, each with a group of heads, of a tile of about `rows` rows."""
+    return min(16, max(1, rows * k.shape[2] // q.shape[2]))
+
+
+def _sizes(q: torch.Tensor, k: torch.Tensor, block_size: int, rows: int) -> dict[str, Any]:
+    """Sizes of a tile of about `rows` rows."""
     width, groups, large = q.shape[-1], q.shape[2] // k.shape[2], is_large(q)
-    queries = min(16, max(1, (min(rows, 32) if large else rows) // groups))
-    sizes = {
+    if large and is_small(q.device):
+        rows = _TILE_ROWS
+    queries = _queries(q, k, rows)
+    return {
         "groups": groups, "queries": queries, "size": block_size, "width": width, "padded": power_of_two(width),
         "rows": power_of_two(queries * groups), "columns": power_of_two(block_size),
         "num_warps": 4, "num_stages": 1 if large else 2,
     }  # fmt: skip
-    return queries, sizes
 
 
 def _selected_backward(ctx: Any, gradient: torch.Tensor, unused: torch.Tensor) -> tuple[torch.Tensor | None, ...]:

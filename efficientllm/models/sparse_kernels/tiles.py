@@ -9,6 +9,7 @@ import triton  # type: ignore[import-not-found,import-untyped,unused-ignore]
 import triton.language as tl  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
 LOG2_E = math.log2(math.e)
+_SMALL_SHARED_MEMORY = 128 * 1024
 
 
 @triton.jit
@@ -60,9 +61,22 @@ def power_of_two(size: int) -> int:
     return max(16, int(triton.next_power_of_2(size)))
 
 
+def shared_memory(device: torch.device) -> int:
+    """Bytes that a block may have of a multiprocessor's shared memory: 227 KiB on an H100, 99 on GPUs for one person."""
+    if device.type != "cuda":
+        return _SMALL_SHARED_MEMORY
+    properties = torch.cuda.get_device_properties(device)
+    return int(getattr(properties, "shared_memory_per_block_optin", properties.shared_memory_per_block))
+
+
+def is_small(device: torch.device) -> bool:
+    """Whether the tiles that suit a data centre's GPU take more shared memory than there is."""
+    return shared_memory(device) < _SMALL_SHARED_MEMORY
+
+
 def is_large(q: torch.Tensor) -> bool:
     """Whether a head takes more shared memory than the larger tiles leave room for."""
-    return q.dtype == torch.float32 or q.shape[-1] > 128
+    return q.dtype == torch.float32 or q.shape[-1] > (64 if is_small(q.device) else 128)
 
 
 def save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
