@@ -9,7 +9,7 @@ of generated tokens that equal ours, which is below 1 where near ties are rounde
 
 A combination that fails (out of memory, a kernel that is missing) prints its reason, and the others go on. With --out the
 table is written after each row, and a run that was cut short goes on with the rows that are missing, on a device of the same
-name alone. J/token needs NVML's energy counter and is empty without one. `roof` is the share of the measured copy bandwidth at
+name alone. J/token and the multiprocessors' clock, read when the last request has ended, need NVML and are empty without it. `roof` is the share of the measured copy bandwidth at
 which a decoding step reads what it must read.
 """
 
@@ -138,6 +138,7 @@ def _measured(
         return tokens
 
     request_seconds, request_joules, tokens = _window(request, arguments, device, nvml)
+    sm_clock = None if nvml is None else nvml.sm_clock_mhz()
     prefill_seconds, prefill_joules, _ = _window(lambda: server.prefill(prompts), arguments, device, nvml)
     gaps = [later - earlier for batch_times in times for earlier, later in itertools.pairwise(batch_times)]
     step = statistics.median(gaps)
@@ -155,6 +156,7 @@ def _measured(
         "cache_gib": batch * (arguments.prompt + arguments.output) * cache_bytes_per_token(model) / GIB,
         "peak_gib": torch.cuda.max_memory_allocated(device) / GIB if device.type == "cuda" else None,
         "watts": joules and joules[0] / request_seconds,
+        "sm_clock_mhz": sm_clock,
         "joules_per_token": joules and joules[0] / count,
         "prefill_joules_per_token": joules and joules[1] / (batch * arguments.prompt),
         "decode_joules_per_token": joules and (joules[0] - joules[1]) / decoded,
@@ -203,7 +205,7 @@ def _print(row: dict[str, Any], results: list[dict[str, Any]]) -> None:
         f"{head}  first {row['ttft_ms']:8.2f} ms  next {row['itl_ms_p50']:7.3f} ms (p95 {row['itl_ms_p95']:7.3f})  "
         f"{row['tokens_per_second']:9.0f} tok/s  {row['requests_per_second']:7.2f} req/s  roof {row['roof']:6.1%}  "
         f"{shown(row['joules_per_token'], '.4f')} J/tok (prefill {shown(row['prefill_joules_per_token'], '.5f')}, decode "
-        f"{shown(row['decode_joules_per_token'], '.4f')})  {shown(row['watts'], '.0f')} W  weights {row['weights_gib']:.2f} "
+        f"{shown(row['decode_joules_per_token'], '.4f')})  {shown(row['watts'], '.0f')} W at {shown(row.get('sm_clock_mhz'), '.0f')} MHz  weights {row['weights_gib']:.2f} "
         f"cache {row['cache_gib']:.2f} peak {shown(row['peak_gib'], '.2f')} GiB  x ours {shown(row['x_ours'], '.2f')}  "
         f"x bfloat16 {shown(row['x_bfloat16'], '.2f')}  same {shown(row.get('same'), '.2f')}  [{row['execution']}; warm-up "
         f"{row['warmup_s']:.0f} s]",
