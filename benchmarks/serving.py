@@ -9,8 +9,8 @@ of generated tokens that equal ours, which is below 1 where near ties are rounde
 
 A combination that fails (out of memory, a kernel that is missing) prints its reason, and the others go on. With --out the
 table is written after each row, and a run that was cut short goes on with the rows that are missing, on a device of the same
-name alone. J/token and the multiprocessors' clock, read when the last request has ended, need NVML and are empty without it. `roof` is the share of the measured copy bandwidth at
-which a decoding step reads what it must read.
+name alone. J/token and the multiprocessors' clock, read when the last request has ended, need NVML and are empty without it.
+`roof` is the share of the measured copy bandwidth at which a decoding step reads what it must read.
 """
 
 import argparse
@@ -205,7 +205,8 @@ def _print(row: dict[str, Any], results: list[dict[str, Any]]) -> None:
         f"{head}  first {row['ttft_ms']:8.2f} ms  next {row['itl_ms_p50']:7.3f} ms (p95 {row['itl_ms_p95']:7.3f})  "
         f"{row['tokens_per_second']:9.0f} tok/s  {row['requests_per_second']:7.2f} req/s  roof {row['roof']:6.1%}  "
         f"{shown(row['joules_per_token'], '.4f')} J/tok (prefill {shown(row['prefill_joules_per_token'], '.5f')}, decode "
-        f"{shown(row['decode_joules_per_token'], '.4f')})  {shown(row['watts'], '.0f')} W at {shown(row.get('sm_clock_mhz'), '.0f')} MHz  weights {row['weights_gib']:.2f} "
+        f"{shown(row['decode_joules_per_token'], '.4f')})  {shown(row['watts'], '.0f')} W at "
+        f"{shown(row.get('sm_clock_mhz'), '.0f')} MHz  weights {row['weights_gib']:.2f} "
         f"cache {row['cache_gib']:.2f} peak {shown(row['peak_gib'], '.2f')} GiB  x ours {shown(row['x_ours'], '.2f')}  "
         f"x bfloat16 {shown(row['x_bfloat16'], '.2f')}  same {shown(row.get('same'), '.2f')}  [{row['execution']}; warm-up "
         f"{row['warmup_s']:.0f} s]",
