@@ -3,7 +3,7 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup repro test test-all test-quick check lock
+.PHONY: help setup repro test test-all test-quick test-kernels check lock
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -23,6 +23,13 @@ test-all: setup ## run all tests, those too that inject faults for half an hour
 
 test-quick: setup ## run the tests that need no whole pipeline and no browser
 	python -m pytest -n auto -m "not slow"
+
+# in a folder of its own, since PyTorch on a CPU behaves otherwise where it finds Triton
+test-kernels: setup .triton ## run the Triton kernels' tests in Triton's interpreter, without a GPU (on Linux)
+	TRITON_INTERPRET=1 PYTHONPATH=.triton python -m pytest -n auto -m triton
+
+.triton:
+	python -m pip install --quiet --no-deps --target .triton triton==3.6.0
 
 check: setup ## lint, formatting and types
 	ruff check .

@@ -30,6 +30,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for fixture, group in (("finished", "pipeline"), ("small", "faults"), ("alone", "distributed")):
             if fixture in getattr(item, "fixturenames", ()):
                 item.add_marker(pytest.mark.xdist_group(group))
+        if "triton_device" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.triton)
     items.sort(key=lambda item: "slow" not in item.keywords)
 
 

@@ -385,6 +385,7 @@ def test_kernels_compile_without_a_break(monkeypatch, device, mixer):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.triton
 @pytest.mark.parametrize(
     ("kilobytes", "dtype", "width", "large", "gathered"),
     [

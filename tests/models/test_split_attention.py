@@ -28,6 +28,7 @@ def test_equals_the_equation(triton_device, sequences, key_heads, groups, width,
     assert not module._finished(triton_device).any()
 
 
+@pytest.mark.triton
 @pytest.mark.parametrize("heads", [1, 7, 32, 132, 4000])
 def test_parts_cover_the_keys_and_fill_the_device(heads):
     pytest.importorskip("triton")
@@ -40,6 +41,7 @@ def test_parts_cover_the_keys_and_fill_the_device(heads):
         assert parts <= max(1, min(32, 132 // heads))
 
 
+@pytest.mark.triton
 @pytest.mark.parametrize(
     ("rows", "width", "size", "kilobytes", "expected"),
     [
