@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 from csv_table import write_table
-from torch.nn import functional as F
 
 from efficientllm.device import select_device, synchronize
+from efficientllm.models.cuda_graphs import record
 from efficientllm.serving.bandwidth import copy_bandwidth
-from efficientllm.serving.matrix_vector import matrix_vector
+from efficientllm.serving.matrix_vector import by_pytorch, matrix_vector, result_size
 
 _EPSILON = 1e-5
 _LLAMA_1B = "2048:2048+512+512:n,2048:2048:a,2048:8192+8192:ng,8192:2048:a,2048:128256:n"
@@ -35,7 +35,7 @@ def main() -> None:
         layers = _drawn(int(width), [int(size) for size in sizes.split("+")], around, arguments.bytes, device)
         weights_bytes = sum(weight.numel() * weight.element_size() for weight in layers[0]["weights"])
         with torch.inference_mode():
-            baseline = _microseconds(lambda i, layers=layers: _pytorch(**layers[i]), len(layers), arguments, device)
+            baseline = _microseconds(lambda i, layers=layers: by_pytorch(**layers[i]), len(layers), arguments, device)
             for tile in arguments.tiles.split(",") if device.type == "cuda" else ["none"]:
                 call = _call(tile, layers)
                 taken = _microseconds(call, len(layers), arguments, device)
@@ -75,20 +75,6 @@ def _drawn(width: int, sizes: list[int], around: str, least_bytes: float, device
     ]
 
 
-def _pytorch(
-    row: torch.Tensor,
-    weights: list[torch.Tensor],
-    gain: torch.Tensor | None,
-    epsilon: float,
-    addend: torch.Tensor | None,
-    gated: bool,
-) -> torch.Tensor:
-    x = row if gain is None else F.rms_norm(row, gain.shape, gain, epsilon)
-    products = [F.linear(x, weight) for weight in weights]
-    out = F.silu(products[0]) * products[1] if gated else torch.cat(products, dim=1)
-    return out if addend is None else out + addend
-
-
 def _call(tile: str, layers: list[dict[str, Any]]) -> Callable[[int], torch.Tensor]:
     if tile in ("default", "none"):
         return lambda index: matrix_vector(**layers[index])
@@ -99,7 +85,7 @@ def _call(tile: str, layers: list[dict[str, Any]]) -> Callable[[int], torch.Tens
     def call(index: int) -> torch.Tensor:
         layer = dict(layers[index])
         weights, row = layer.pop("weights"), layer.pop("row")
-        out = row.new_empty(weights[0].shape[0] if layer["gated"] else sum(weight.shape[0] for weight in weights))
+        out = row.new_empty(result_size(weights, layer["gated"]))
         launch(row[0], weights, out, tile=(rows, columns, warps), **layer)
         return out
 
@@ -115,14 +101,10 @@ def _microseconds(
         for index in range(count):
             call(index)
 
-    sequence()
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            sequence()
-        replay = graph.replay
+        (replay,) = record([sequence], device)
     else:
+        sequence()  # warms up
         replay = sequence
     shortest = float("inf")
     for _ in range(arguments.repeats):

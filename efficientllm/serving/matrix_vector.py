@@ -37,13 +37,10 @@ def matrix_vector(
     if row.device.type == "cuda":
         from efficientllm.serving.matrix_vector_kernels import launch
 
-        out = row.new_empty(1, _size(weights, gated))
+        out = row.new_empty(1, result_size(weights, gated))
         launch(row.reshape(-1), weights, out, gain=gain, epsilon=epsilon, addend=addend, gated=gated)
         return out
-    x = row if gain is None else F.rms_norm(row.float(), row.shape[-1:], gain.float(), epsilon).to(row.dtype)
-    products = [F.linear(x, weight) for weight in weights]
-    out = F.silu(products[0]) * products[1] if gated else torch.cat(products, dim=1)
-    return out if addend is None else out + addend.reshape(1, -1)
+    return by_pytorch(row, weights, gain, epsilon, addend, gated)
 
 
 @matrix_vector.register_fake
@@ -56,8 +53,24 @@ def _(
     gated: bool,
 ) -> torch.Tensor:
     del gain, epsilon, addend
-    return row.new_empty(1, _size(weights, gated))
+    return row.new_empty(1, result_size(weights, gated))
 
 
-def _size(weights: Sequence[torch.Tensor], gated: bool) -> int:
+def by_pytorch(
+    row: torch.Tensor,
+    weights: Sequence[torch.Tensor],
+    gain: torch.Tensor | None,
+    epsilon: float,
+    addend: torch.Tensor | None,
+    gated: bool,
+) -> torch.Tensor:
+    """Computes the same by PyTorch's operators, which round in between; arguments as `matrix_vector`."""
+    x = row if gain is None else F.rms_norm(row, gain.shape, gain.to(row.dtype), epsilon)
+    products = [F.linear(x, weight) for weight in weights]
+    out = F.silu(products[0]) * products[1] if gated else torch.cat(products, dim=1)
+    return out if addend is None else out + addend.reshape(1, -1)
+
+
+def result_size(weights: Sequence[torch.Tensor], gated: bool) -> int:
+    """Numbers that `matrix_vector` returns."""
     return weights[0].shape[0] if gated else sum(weight.shape[0] for weight in weights)
