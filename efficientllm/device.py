@@ -61,7 +61,8 @@ def has_dependent_launch(device: "torch.device") -> bool:
     """Whether a kernel can be set up while the one before it ends (programmatic dependent launch: Hopper and later)."""
     import torch
 
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+    nvidia = device.type == "cuda" and torch.version.hip is None  # AMD's devices go by the same name
+    return nvidia and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def autocast_type(setting: Literal["auto", "none", "bfloat16"], device: "torch.device") -> "torch.dtype | None":
