@@ -13,6 +13,7 @@ import triton  # type: ignore[import-not-found,import-untyped,unused-ignore]
 import triton.language as tl  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
 from efficientllm.device import has_dependent_launch
+from efficientllm.models.sparse_kernels.tiles import unit_stride
 from efficientllm.serving.matrix_vector import MOST_MATRICES
 
 
@@ -94,6 +95,9 @@ def launch(
         gated: Whether the second matrix' product is gated by the first's.
         tile: Rows and columns of a program's part, and its warps; by default what suits the width.
     """
+    # numbers that lie apart (a slice, an expanded one) are rare, and would be read as if they did not
+    x = unit_stride(x)
+    gain, addend = (None if given is None else unit_stride(given.reshape(-1)) for given in (gain, addend))
     width = x.shape[0]
     rows, columns, warps = tile or ((4, 1024, 4) if width <= 2048 else (2, 4096, 8))
     columns = min(columns, int(triton.next_power_of_2(width)))

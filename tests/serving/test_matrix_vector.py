@@ -71,6 +71,17 @@ def test_the_kernel_equals_the_equation(triton_device, width, sizes, gated, with
     torch.testing.assert_close(out.double(), wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_numbers_that_lie_apart_are_read_where_they_lie(triton_device):
+    from efficientllm.serving.matrix_vector_kernels import launch
+
+    row, weights, gain, addend = drawn(triton_device, torch.float32, 64, (32,), False, True)
+    row, gain = (torch.stack((x, -x), dim=-1)[..., 0] for x in (row, gain))
+    addend = addend[:, :1].expand(1, 32)
+    out = torch.full((1, 32), torch.nan, device=triton_device)
+    launch(row[0], weights, out, gain=gain, epsilon=1e-5, addend=addend)
+    torch.testing.assert_close(out.double(), expected(row, weights, gain, addend, False), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_what_the_compiler_is_told_is_so(device):
     for gated in (False, True):
