@@ -21,8 +21,10 @@ from efficientllm.serving.bandwidth import copy_bandwidth
 from efficientllm.serving.matrix_vector import by_pytorch, matrix_vector, result_size
 
 _EPSILON = 1e-5
-_LLAMA_1B = "2048:2048+512+512:n,2048:2048:a,2048:8192+8192:ng,8192:2048:a,2048:128256:n"
-_QWEN_7B = "3584:3584+512+512:n,3584:3584:a,3584:18944+18944:ng,18944:3584:a,3584:152064:n"
+LLAMA_1B = "2048:2048+512+512:n,2048:2048:a,2048:8192+8192:ng,8192:2048:a"
+QWEN_7B = "3584:3584+512+512:n,3584:3584:a,3584:18944+18944:ng,18944:3584:a"
+"""Products of a layer."""
+_HEADS = "2048:128256:n,3584:152064:n"
 
 
 def main() -> None:
@@ -35,10 +37,10 @@ def main() -> None:
         layers = _drawn(int(width), [int(size) for size in sizes.split("+")], around, arguments.bytes, device)
         weights_bytes = sum(weight.numel() * weight.element_size() for weight in layers[0]["weights"])
         with torch.inference_mode():
-            baseline = _microseconds(lambda i, layers=layers: by_pytorch(**layers[i]), len(layers), arguments, device)
+            baseline = microseconds(lambda i, layers=layers: by_pytorch(**layers[i]), len(layers), arguments, device)
             for tile in arguments.tiles.split(",") if device.type == "cuda" else ["none"]:
                 call = _call(tile, layers)
-                taken = _microseconds(call, len(layers), arguments, device)
+                taken = microseconds(call, len(layers), arguments, device)
                 row = {
                     "shape": shape, "tile": tile, "megabytes": weights_bytes / 1e6, "pytorch_us": baseline, "us": taken,
                     "x_pytorch": baseline / taken, "roof": weights_bytes / (taken / 1e6) / bandwidth,
@@ -92,10 +94,10 @@ def _call(tile: str, layers: list[dict[str, Any]]) -> Callable[[int], torch.Tens
     return call
 
 
-def _microseconds(
+def microseconds(
     call: Callable[[int], torch.Tensor], count: int, arguments: argparse.Namespace, device: torch.device
 ) -> float:
-    """The shortest time of a call, in a sequence that is recorded where there is a GPU."""
+    """The shortest time of `arguments.repeats` of a call, in a sequence that is recorded where there is a GPU."""
 
     def sequence() -> None:
         for index in range(count):
@@ -120,7 +122,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--shapes",
-        default=f"{_LLAMA_1B},{_QWEN_7B}",
+        default=f"{LLAMA_1B},{QWEN_7B},{_HEADS}",
         help="width:rows of each matrix, joined by +:what is around (n: a norm, g: SwiGLU's gate, a: something added)",
     )
     parser.add_argument("--tiles", default="default", help="rows:columns:warps of a program, on a GPU")

@@ -27,27 +27,60 @@ def _tile(weight, rows, columns, count, width: tl.constexpr, whole: tl.constexpr
 
 
 @triton.jit
+def part(block, count_0, count_1, count_2, blocks_0, blocks_1, gated: tl.constexpr):
+    """Which matrix a program has (two flags), its rows, where they start in the result, and the block among them."""
+    second, third = block < 0, block < 0
+    count, start = count_0, 0
+    if not gated:
+        second, third = (block >= blocks_0) & (block < blocks_0 + blocks_1), block >= blocks_0 + blocks_1
+        count = tl.where(third, count_2, tl.where(second, count_1, count_0))
+        start = tl.where(third, count_0 + count_1, tl.where(second, count_0, 0))
+        block -= tl.where(third, blocks_0 + blocks_1, tl.where(second, blocks_0, 0))
+    return second, third, count, start, block
+
+
+@triton.jit
+def chosen(second, third, first_address, second_address, third_address):
+    """The address that belongs to a program's matrix, by the flags that `part` returns."""
+    return tl.where(third, third_address, tl.where(second, second_address, first_address))
+
+
+@triton.jit
+def after_earlier_kernels(early: tl.constexpr):
+    """From here on what earlier kernels wrote is there; the next one may set up, and ask for its weights."""
+    if early:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
+def store(
+    result, up, squares, addend, out, start, row, count, width, epsilon,
+    normed: tl.constexpr, added: tl.constexpr, gated: tl.constexpr,
+):  # fmt: skip
+    """Writes sums of products, with the norm's scale, the gate and what is added."""
+    scale = tl.rsqrt(tl.sum(squares, 0) / width + epsilon) if normed else 1.0
+    result *= scale
+    if gated:
+        result = result / (1 + tl.exp(-result)) * (up * scale)
+    if added:
+        result += tl.load(addend + start + row, mask=row < count, other=0.0).to(tl.float32)
+    tl.store(out + start + row, result, mask=row < count)
+
+
+@triton.jit
 def _products(
     x, gain, weight_0, weight_1, weight_2, addend, out, count_0, count_1, count_2, blocks_0, blocks_1, epsilon,
     width: tl.constexpr, rows: tl.constexpr, columns: tl.constexpr,
     normed: tl.constexpr, added: tl.constexpr, gated: tl.constexpr, early: tl.constexpr,
 ):  # fmt: skip
-    block = tl.program_id(0)
-    weight, count, start = weight_0, count_0, 0
-    if not gated:
-        second, third = block >= blocks_0, block >= blocks_0 + blocks_1
-        weight = tl.where(third, weight_2, tl.where(second, weight_1, weight_0))
-        count = tl.where(third, count_2, tl.where(second, count_1, count_0))
-        start = tl.where(third, count_0 + count_1, tl.where(second, count_0, 0))
-        block -= tl.where(third, blocks_0 + blocks_1, tl.where(second, blocks_0, 0))
+    second, third, count, start, block = part(tl.program_id(0), count_0, count_1, count_2, blocks_0, blocks_1, gated)
+    weight = weight_0 if gated else chosen(second, third, weight_0, weight_1, weight_2)
     row, column = block * rows + tl.arange(0, rows), tl.arange(0, columns)
     whole: tl.constexpr = width % columns == 0
     first = _tile(weight, row, column, count, width, whole)
     first_up = _tile(weight_1, row, column, count, width, whole) if gated else first
-    if early:
-        # from here on what earlier kernels wrote is there; the next one may set up, and ask for its weights
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+    after_earlier_kernels(early)
     dots = tl.zeros([rows, columns], tl.float32)
     dots_up = tl.zeros([rows, columns], tl.float32)
     squares = tl.zeros([columns], tl.float32)
@@ -62,14 +95,8 @@ def _products(
         if gated:
             tile_up = first_up if k == 0 else _tile(weight_1, row, k + column, count, width, whole)
             dots_up += tile_up.to(tl.float32) * vector[None, :]
-    result = tl.sum(dots, 1)
-    scale = tl.rsqrt(tl.sum(squares, 0) / width + epsilon) if normed else 1.0
-    result *= scale
-    if gated:
-        result = result / (1 + tl.exp(-result)) * (tl.sum(dots_up, 1) * scale)
-    if added:
-        result += tl.load(addend + start + row, mask=row < count, other=0.0).to(tl.float32)
-    tl.store(out + start + row, result, mask=row < count)
+    up = tl.sum(dots_up, 1) if gated else 1.0
+    store(tl.sum(dots, 1), up, squares, addend, out, start, row, count, width, epsilon, normed, added, gated)
 
 
 def launch(

@@ -12,11 +12,12 @@ from torch.fx import Graph, Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from efficientllm.serving.matrix_vector import MOST_MATRICES, matrix_vector
+from efficientllm.serving.packed_matrix_vector import packed_matrix_vector
 
 _aten, _convert = torch.ops.aten, torch.ops.prims.convert_element_type.default
 _VIEWS = [_aten.reshape.default, _aten.view.default, _aten._unsafe_view.default]
 _ADDS = [_aten.add.Tensor, _aten.add.Scalar]
-_CALL = matrix_vector._opoverload
+_CALL, _PACKED_CALL = matrix_vector._opoverload, packed_matrix_vector._opoverload
 _TYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 _MATRIX = CallFunction(_aten.permute.default, KeywordArg("weight"), [1, 0], _users=MULTIPLE)
@@ -32,23 +33,36 @@ _NORM = CallFunction(
     _convert, CallFunction(_aten.mul.Tensor, _NORMALIZED, KeywordArg("gain")), Ignored(), _users=MULTIPLE
 )
 """RMSNorm of a 16-bit tensor."""
-_GATE = CallFunction(_convert, CallFunction(_VIEWS, KeywordArg("gate"), Ignored()), torch.float32, _users=MULTIPLE)
-_SIGMOID_DIVISOR = CallFunction(_ADDS, CallFunction(_aten.exp.default, CallFunction(_aten.neg.default, _GATE)), 1)
-_SWIGLU = CallFunction(
-    _aten.mul.Tensor,
-    CallFunction(_convert, CallFunction(_aten.div.Tensor, _GATE, _SIGMOID_DIVISOR), Ignored()),
-    CallFunction(_VIEWS, KeywordArg("up"), Ignored()),
-    _users=MULTIPLE,
+
+
+def _silu_product(gate: PatternExpr, up: PatternExpr) -> PatternExpr:
+    """silu(gate) * up of 16-bit tensors."""
+    x = CallFunction(_convert, gate, torch.float32, _users=MULTIPLE)
+    divisor = CallFunction(_ADDS, CallFunction(_aten.exp.default, CallFunction(_aten.neg.default, x)), 1)
+    silu = CallFunction(_convert, CallFunction(_aten.div.Tensor, x, divisor), Ignored())
+    return CallFunction(_aten.mul.Tensor, silu, up, _users=MULTIPLE)
+
+
+_SWIGLU = (
+    _silu_product(
+        CallFunction(_VIEWS, KeywordArg("gate"), Ignored()), CallFunction(_VIEWS, KeywordArg("up"), Ignored())
+    ),
+    _silu_product(KeywordArg("gate"), KeywordArg("up")),
 )
-"""silu(gate) * up of 16-bit tensors."""
+_PACKED_PRODUCT = "bitsandbytes::gemm_4bit"
+_SCALES = ("absmax", "absmax_8bit", "absmax_code", "absmax_offset")
 
 
 @dataclass(frozen=True)
 class _Product:
+    """A product of one row; `packing` is how a matrix of 4-bit weights is stored, None for plain weights."""
+
     node: Node
     row: Node
     weight: Node
     bias: Node | None
+    packing: tuple[Any, ...] | None = None
+    scales: tuple[Node | None, ...] = ()
 
 
 class MatrixVectorProducts(CustomGraphPass):
@@ -64,10 +78,10 @@ class MatrixVectorProducts(CustomGraphPass):
         for node in graph.find_nodes(op="call_function", target=_aten.bmm.default):
             if statically_known_true(_value(node.args[0]).shape[1] == 1):
                 _write_loop(graph, node)
-        of_row: dict[Node, list[Node]] = defaultdict(list)
+        of_row: dict[tuple[Node, Any], list[Node]] = defaultdict(list)
         for node in graph.nodes:
             if (product := _product(node)) is not None:
-                of_row[_origin(product.row)].append(node)
+                of_row[_origin(product.row), product.packing].append(node)
         for nodes in of_row.values():
             # anew, since what is written for one product may be the row of another
             products = [product for node in nodes if (product := _product(node)) is not None]
@@ -93,6 +107,8 @@ def _value(node: Node) -> torch.Tensor:
 
 def _product(node: Node) -> _Product | None:
     """A product of one row with a matrix that is an input of the graph."""
+    if isinstance(node.target, torch._ops.OpOverload) and node.target.name() == _PACKED_PRODUCT:
+        return _packed_product(node)
     for pattern in _PRODUCTS:
         if (found := _arguments(pattern, node)) is None:
             continue
@@ -103,6 +119,20 @@ def _product(node: Node) -> _Product | None:
         if one and plain and len(types) == 1 and types <= set(_TYPES):
             return _Product(node, row, weight, bias)
     return None
+
+
+def _packed_product(node: Node) -> _Product | None:
+    """A product of one row with packed weights, whose blocks do not reach over the matrix' rows."""
+    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    given: dict[str, Any] = dict.fromkeys(names) | dict(zip(names, node.args, strict=False)) | node.kwargs
+    row, packed, (rows, width), block_size = (given[name] for name in ("A", "B", "shapeB", "blocksize"))
+    one = statically_known_true(_value(row).numel() == width)
+    plain = _value(packed).dtype == torch.uint8 and _value(packed).numel() * 2 == rows * width
+    if not one or not plain or width % block_size or _value(row).dtype not in _TYPES:
+        return None
+    scales = tuple(given[name] for name in _SCALES)
+    packing = (block_size, given["quant_type"], scales[1] is not None)
+    return _Product(node, row, packed, given["bias"], packing, scales)
 
 
 def _origin(row: Node) -> Node:
@@ -137,21 +167,27 @@ def _write(graph: Graph, products: Sequence[_Product], norm: dict[str, Any] | No
     if swiglu is not None:
         replaced = swiglu
     with graph.inserting_before(replaced):
-        row, gain, epsilon = first.row, None, 0.0
+        row, gain, epsilon = _row(graph, first.row), None, 0.0
         if norm is not None:
             row, gain, epsilon = _row(graph, norm["x"]), norm["gain"], float(norm["epsilon"])
         weights = [product.weight for product in products]
         added = None if addend is None else _row(graph, addend)
-        result = graph.call_function(_CALL, (row, weights, gain, epsilon, added, swiglu is not None))
+        around = (gain, epsilon, added, swiglu is not None)
+        if first.packing is None:
+            result = graph.call_function(_CALL, (row, weights, *around))
+        else:
+            scales = [[x for x in of if x is not None] for of in zip(*(p.scales for p in products), strict=True)]
+            result = graph.call_function(_PACKED_CALL, (row, weights, *scales, *first.packing[:2], *around))
         if swiglu is not None or len(products) == 1:
             shaped = graph.call_function(_aten.reshape.default, (result, list(_value(replaced).shape)))
             _replace(replaced, shaped)
             return
     start = 0
     for product in products:
-        end = start + _value(product.weight).shape[0]
+        end = start + _value(product.node).shape[-1]
         with graph.inserting_before(product.node):
             part = graph.call_function(_aten.slice.Tensor, (result, 1, start, end))
+            part = graph.call_function(_aten.reshape.default, (part, list(_value(product.node).shape)))
             if product.bias is not None:
                 part = graph.call_function(_aten.add.Tensor, (part, product.bias))
         _replace(product.node, part)
@@ -184,9 +220,10 @@ def _swiglu(products: Sequence[_Product]) -> Node | None:
         return None
     nodes = [product.node for product in products]
     for user in _uses(nodes[1]):
-        found = _arguments(_SWIGLU, user)
-        if found is not None and [found["gate"], found["up"]] == nodes:
-            return user if all(len(node.users) == 1 for node in nodes) else None
+        for pattern in _SWIGLU:
+            found = _arguments(pattern, user)
+            if found is not None and [found["gate"], found["up"]] == nodes:
+                return user if all(len(node.users) == 1 for node in nodes) else None
     return None
 
 
