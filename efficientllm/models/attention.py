@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from efficientllm.errors import ParameterError
 from efficientllm.models.config import DecoderConfig
+from efficientllm.models.decoding_attention import decoding_attention, has_own_kernel
 from efficientllm.models.interfaces import LayerState, Mixer, Rotation, Span
 from efficientllm.models.norms import RMSNorm
 
@@ -73,12 +74,10 @@ def attend(
             mask = mask.view(mask.shape[0], -1, groups, mask.shape[-1])
         # the token's own dimension is left out: compiled code gives one of length 1 any stride, and kernels refuse some
         folded = q_bhtd[:, :, 0].unflatten(1, (-1, groups))
-        if (mask is not None or k_bksd.shape[-1] != v_bkse.shape[-1]) and decodes_by_products(q_bhtd.device):
+        if decodes_by_own_kernel(q_bhtd.device, groups, k_bksd, v_bkse):
+            out = decoding_attention(folded, k_bksd, v_bkse, mask, scale)
+        elif (mask is not None or k_bksd.shape[-1] != v_bkse.shape[-1]) and decodes_by_products(q_bhtd.device):
             out = single_query_attention(folded, k_bksd, v_bkse, mask, scale)
-        elif mask is None and q_bhtd.device.type == "cuda" and not torch.is_grad_enabled():
-            from efficientllm.models.decoding_attention import decoding_attention
-
-            out = decoding_attention(folded, k_bksd, v_bkse, scale)
         else:
             out = F.scaled_dot_product_attention(folded, k_bksd, v_bkse, attn_mask=mask, scale=scale)
         return out.reshape(batch, heads, 1, -1)
@@ -90,6 +89,12 @@ def attend(
     return F.scaled_dot_product_attention(
         q_bhtd, k_bksd, v_bkse, attn_mask=mask, is_causal=span.causal, scale=scale, enable_gqa=groups > 1
     )
+
+
+def decodes_by_own_kernel(device: torch.device, queries: int, keys: torch.Tensor, values: torch.Tensor) -> bool:
+    """Whether one query is attended to by this project's kernel for that, which has no gradient."""
+    width = max(keys.shape[-1], values.shape[-1])
+    return not torch.is_grad_enabled() and has_own_kernel(device, queries, width)
 
 
 def decodes_by_products(device: torch.device) -> bool:
@@ -192,6 +197,7 @@ class GroupedAttention(Mixer):
             raise ParameterError(f"heads {config.heads} is not a multiple of key_value_heads {key_value_heads}")
         self.heads, self.key_value_heads, self.head_dim = config.heads, key_value_heads, head_dim or config.head_dim
         self.rotary_dim = int(self.head_dim * rotary_fraction)
+        self.decoding_group = (self.heads // key_value_heads, self.head_dim)
         self.q_norm = RMSNorm(self.head_dim, config.norm_epsilon) if qk_norm else None
         self.k_norm = RMSNorm(self.head_dim, config.norm_epsilon) if qk_norm else None
         width, shared = self.heads * self.head_dim, key_value_heads * self.head_dim

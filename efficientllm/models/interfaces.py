@@ -154,7 +154,10 @@ class Mixer(Component, ABC):
     decoding_period: int = 1
     """Positions after which decoding has taken all its paths."""
     decodes_by_products: bool = False
-    """Whether a GPU computes the attention of a single query by matrix products even where no mask is needed."""
+    """Whether a GPU without a kernel for it computes the attention of a single query by matrix products even where no mask is
+    needed."""
+    decoding_group: tuple[int, int] = (1, 0)
+    """Heads that read the same keys while decoding, and the width of these; (1, 0) without attention."""
 
     @abstractmethod
     def forward(self, hidden_btc: torch.Tensor, span: Span, state: LayerState | None) -> torch.Tensor:

@@ -4,6 +4,7 @@ import torch
 
 from efficientllm.models.attention import decodes_by_products
 from efficientllm.models.cache import DecodingCache
+from efficientllm.models.decoding_attention import has_own_kernel
 from efficientllm.models.interfaces import Mixer, Position, Span
 
 
@@ -77,7 +78,9 @@ def share(span: Span, hidden_btc: torch.Tensor, position: Position, mixer: Mixer
 
 def reads_whole_rows(position: Position, mixer: Mixer, device: torch.device) -> bool:
     """Whether the attention of a single query is computed by matrix products, which want `whole_rows`."""
-    return decodes_by_products(device) and (mixer.decodes_by_products or position.biases_scores)
+    if not decodes_by_products(device) or not (mixer.decodes_by_products or position.biases_scores):
+        return False
+    return not has_own_kernel(device, *mixer.decoding_group)
 
 
 def causal_mask(span: Span, device: torch.device) -> torch.Tensor:

@@ -54,18 +54,20 @@ def _combine(
 
 @triton.jit(do_not_specialize=["keys", "parts", "share"])  # which change from token to token
 def _attend(
-    q, k, v, out, mixed_parts, sums, finished, keys, parts, share, key_heads, scale,
-    q_b, q_h, q_g, k_b, k_h, k_t, v_b, v_h, v_t,
-    groups: tl.constexpr, width: tl.constexpr, padded: tl.constexpr, rows: tl.constexpr, columns: tl.constexpr,
-    most: tl.constexpr, few: tl.constexpr, early: tl.constexpr,
+    q, k, v, mask, out, mixed_parts, sums, finished, keys, parts, share, key_heads, scale,
+    q_b, q_h, q_g, k_b, k_h, k_t, v_b, v_h, v_t, m_b, m_h, m_g, m_t,
+    groups: tl.constexpr, key_width: tl.constexpr, key_padded: tl.constexpr, width: tl.constexpr, padded: tl.constexpr,
+    rows: tl.constexpr, columns: tl.constexpr, most: tl.constexpr, few: tl.constexpr,
+    hidden: tl.constexpr, biased: tl.constexpr, early: tl.constexpr,
 ):  # fmt: skip
     part, head = tl.program_id(0), tl.program_id(1)
     batch, shared = (head // key_heads).to(tl.int64), head % key_heads
     row, d, n = tl.arange(0, rows), tl.arange(0, padded), tl.arange(0, columns)
+    key_d = tl.arange(0, key_padded)
     if early:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
-    q_tile = load_rows(q + batch * q_b + shared * q_h, row, q_g, row < groups, d, width, False)
+    q_tile = load_rows(q + batch * q_b + shared * q_h, row, q_g, row < groups, key_d, key_width, False)
     highest = tl.full([rows], float("-inf"), tl.float32)
     total = tl.zeros([rows], tl.float32)
     mixed = tl.zeros([rows, padded], tl.float32)
@@ -73,9 +75,18 @@ def _attend(
     for index in range(part * share, end, columns):
         j = index + n
         real = j < end
-        k_tile = load_rows(k + batch * k_b + shared * k_h, j, k_t, real, d, width, True)
+        k_tile = load_rows(k + batch * k_b + shared * k_h, j, k_t, real, key_d, key_width, True)
         v_tile = load_rows(v + batch * v_b + shared * v_h, j, v_t, real, d, width, False)
-        scores = tl.where(real[None, :], tl.dot(q_tile, k_tile, input_precision="ieee") * scale, float("-inf"))
+        scores = tl.dot(q_tile, k_tile, input_precision="ieee") * scale
+        visible = real[None, :]
+        if hidden or biased:
+            address = mask + batch * m_b + shared * m_h + row[:, None] * m_g + j[None, :] * m_t
+            inside = (row < groups)[:, None] & visible
+            if hidden:
+                visible = inside & (tl.load(address, mask=inside, other=0) != 0)
+            else:
+                scores += tl.load(address, mask=inside, other=0.0).to(tl.float32) * 1.4426950408889634  # log2(e)
+        scores = tl.where(visible, scores, float("-inf"))
         highest, total, mixed = softmax_step(scores, highest, total, mixed, v_tile)
     stored = (row < groups)[:, None] & (d < width)[None, :]
     if most == 1:
@@ -92,43 +103,57 @@ def _attend(
             tl.store(finished + head, 0)  # for the next call
 
 
-def split_attention(q_bkgd: torch.Tensor, k_bksd: torch.Tensor, v_bksd: torch.Tensor, scale: float) -> torch.Tensor:
-    """Computes softmax(scale Q K^T) V for one query of each head; without gradients, and on one stream at a time.
+def split_attention(
+    q_bkgd: torch.Tensor,
+    k_bksd: torch.Tensor,
+    v_bkse: torch.Tensor,
+    mask_bkgs: torch.Tensor | None,
+    scale: float,
+) -> torch.Tensor:
+    """Computes softmax(scale Q K^T + mask) V for one query of each head; without gradients, on one stream at a time.
 
     Args:
         q_bkgd: Queries, the G heads of a group in the place of a sequence.
         k_bksd: Keys.
-        v_bksd: Values, of the keys' width.
+        v_bkse: Values, whose width E may differ from that of the keys.
+        mask_bkgs: True where a key is seen, or what is added to the scores; any dimension may be 1; None for neither.
         scale: Factor of the scores.
 
     Returns:
-        Attention output `[B, K, G, D]`, contiguous.
+        Attention output `[B, K, G, E]`, contiguous.
     """
-    batch, key_heads, groups, width = q_bkgd.shape
-    heads, keys = batch * key_heads, k_bksd.shape[2]
-    q, k, v = (unit_stride(x) for x in (q_bkgd, k_bksd, v_bksd))
-    rows, padded = power_of_two(groups), power_of_two(width)
-    columns = tile_keys(rows, padded, q.element_size(), shared_memory(q.device))
+    batch, key_heads, groups, key_width = q_bkgd.shape
+    heads, keys, width = batch * key_heads, k_bksd.shape[2], v_bkse.shape[3]
+    q, k, v = (unit_stride(x) for x in (q_bkgd, k_bksd, v_bkse))
+    rows, key_padded, padded = power_of_two(groups), power_of_two(key_width), power_of_two(width)
+    columns = tile_keys(rows, key_padded, padded, q.element_size(), shared_memory(q.device))
     share, parts = split(heads, keys, columns, _programs(q.device))
     most = 1 if parts == 1 else int(triton.next_power_of_2(_most_parts(heads, _programs(q.device))))
     few = int(triton.next_power_of_2(groups))
     early = has_dependent_launch(q.device)
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    out = torch.empty(batch, key_heads, groups, width, dtype=q.dtype, device=q.device)
     mixed_parts = torch.empty(heads * parts * groups * width, dtype=torch.float32, device=q.device)
     sums = torch.empty(heads * parts * 2 * groups, dtype=torch.float32, device=q.device)
+    mask, hidden = q, False
+    mask_strides: tuple[int, ...] = (0, 0, 0, 0)
+    if mask_bkgs is not None:
+        hidden = mask_bkgs.dtype == torch.bool
+        mask = mask_bkgs.view(torch.int8) if hidden else mask_bkgs
+        mask_strides = mask.expand(batch, key_heads, groups, keys).stride()
     _attend[(parts, heads)](
-        q, k, v, out, mixed_parts, sums, _finished(q.device), keys, parts, share, key_heads, scale * LOG2_E,
-        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
-        groups=groups, width=width, padded=padded, rows=rows, columns=columns, most=most,
-        few=few, early=early, num_warps=4, **({"launch_pdl": True} if early else {}),
+        q, k, v, mask, out, mixed_parts, sums, _finished(q.device), keys, parts, share, key_heads, scale * LOG2_E,
+        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *mask_strides,
+        groups=groups, key_width=key_width, key_padded=key_padded, width=width, padded=padded, rows=rows,
+        columns=columns, most=most, few=few, hidden=hidden, biased=mask_bkgs is not None and not hidden, early=early,
+        num_warps=8 if rows * padded >= 4096 else 4, **({"launch_pdl": True} if early else {}),
     )  # fmt: skip
     return out
 
 
-def tile_keys(rows: int, width: int, bytes_of_number: int, room: int) -> int:
+def tile_keys(rows: int, key_width: int, width: int, bytes_of_number: int, room: int) -> int:
     """Keys of a tile: as many as leave room for two of keys and two of values, and for what the products need besides."""
     keys = _MOST_TILE_KEYS
-    while keys > 16 and (4 * keys + 6 * rows) * width * bytes_of_number > room:
+    while keys > 16 and (2 * keys + 3 * rows) * (key_width + width) * bytes_of_number > room:
         keys //= 2
     return keys
 

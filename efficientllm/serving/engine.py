@@ -29,6 +29,9 @@ from efficientllm.serving.clock import Clock
 _COMPARED, _TRIES = 5, 5
 """Steps that are tried compiled, the prompt and four tokens, and how often those tokens are timed beside uncompiled ones."""
 
+_VOCABULARY_PARTS = 64
+"""Parts whose most likely token is sought at once; vocabularies are multiples of that but for few."""
+
 PASS_TOKENS = 32768
 """Prompt tokens, over the whole batch, that are computed in one pass; longer prompts take several, as servers do."""
 
@@ -217,7 +220,17 @@ class GreedyEngine:
 
 
 def _most_likely(logits_bv: torch.Tensor) -> torch.Tensor:
-    return logits_bv.argmax(dim=-1)  # PyTorch's kernel has one row of a large vocabulary read by a single block
+    if logits_bv.device.type == "cpu" or logits_bv.shape[-1] % _VOCABULARY_PARTS:
+        return logits_bv.argmax(dim=-1)
+    return _most_likely_by_parts(logits_bv)
+
+
+def _most_likely_by_parts(logits_bv: torch.Tensor) -> torch.Tensor:
+    """The first of the highest; a GPU's kernels, PyTorch's and the compiler's, would have each row read by a single block."""
+    size = logits_bv.shape[-1] // _VOCABULARY_PARTS
+    highest, place = logits_bv.unflatten(-1, (_VOCABULARY_PARTS, size)).max(dim=-1)
+    part = highest.argmax(dim=-1, keepdim=True)
+    return (place.gather(-1, part) + part * size).squeeze(-1)
 
 
 @functools.cache

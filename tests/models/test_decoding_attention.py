@@ -20,27 +20,43 @@ def drawn(device: str, sequences: int, keys: int) -> tuple[torch.Tensor, torch.T
     return q, cache[0, :, :, :keys], cache[1, :, :, :keys]
 
 
+def masks(device: str, sequences: int, keys: int) -> dict[str, torch.Tensor | None]:
+    """None, one for all heads that hides keys, and one for each head that is added."""
+    generator = torch.Generator().manual_seed(6)
+    numbers = torch.randn(sequences, 2, 3, keys, generator=generator).to(device)
+    visible = numbers[:, :1, :1] > 0
+    visible[..., -1] = True
+    return {"no": None, "hides": visible, "adds": numbers[:1].to(torch.bfloat16 if device == "cuda" else torch.float32)}
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("scale", [None, 0.3])
+@pytest.mark.parametrize("mask", ["no", "hides", "adds"])
+@pytest.mark.parametrize("value_width", [64, 48])
 @pytest.mark.parametrize(("sequences", "keys"), [(2, 40), (2, 2047), (80, 1030)])
-def test_equals_the_equation(device, scale, sequences, keys):
+def test_equals_the_equation(device, scale, mask, value_width, sequences, keys):
     q, k, v = drawn(device, sequences, keys)
-    out = decoding_attention(q, k, v, scale)
-    weights = (q.float() @ k.float().transpose(-1, -2) * (scale or 64**-0.5)).softmax(dim=-1)
-    expected = weights @ v.float()
+    v, chosen = v[..., :value_width], masks(device, sequences, keys)[mask]
+    out = decoding_attention(q, k, v, chosen, scale)
+    scores = q.float() @ k.float().transpose(-1, -2) * (scale or 64**-0.5)
+    if chosen is not None:
+        scores = scores.masked_fill(~chosen, -torch.inf) if chosen.dtype == torch.bool else scores + chosen.float()
+    expected = scores.softmax(dim=-1) @ v.float()
     assert out.is_contiguous()
     torch.testing.assert_close(out.float(), expected, **({"atol": 2e-2, "rtol": 2e-2} if device == "cuda" else {}))
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_what_the_compiler_is_told_is_so(device):
-    torch.library.opcheck(decoding_attention, (*drawn(device, 2, 40), 0.3))
-    torch.library.opcheck(decoding_attention, (*drawn(device, 2, 2047), None))
+    for mask in masks(device, 2, 40).values():
+        q, k, v = drawn(device, 2, 40)
+        torch.library.opcheck(decoding_attention, (q, k, v[..., :48], mask, 0.3))
+    torch.library.opcheck(decoding_attention, (*drawn(device, 2, 2047), None, None))
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_one_program_serves_all_lengths(device):
-    compiled = torch.compile(lambda q, k, v: decoding_attention(q, k, v, None) + 1, dynamic=True, fullgraph=True)
+    compiled = torch.compile(lambda q, k, v: decoding_attention(q, k, v, None, None) + 1, dynamic=True, fullgraph=True)
     torch._dynamo.reset()
     with torch._dynamo.config.patch(error_on_recompile=True):
         for keys in (900, 1100, 1500):
@@ -59,7 +75,8 @@ def test_own_kernel_is_taken_but_for_many_heads_that_share_no_keys(monkeypatch, 
     q, k, v = drawn("cuda", sequences, 40)
     if not grouped:
         q = q[:, :, :1]
-    assert takes_own_kernel(q) is own
+    assert takes_own_kernel(q, v, None) is own
+    assert takes_own_kernel(q, v[..., :48], None) and takes_own_kernel(q, v, masks("cuda", sequences, 40)["hides"])
     kernels = names_of_kernels(q, k, v)
     assert any("_attend" in name for name in kernels) is own
     monkeypatch.setattr(module, "_has_triton", lambda: False)
@@ -68,7 +85,7 @@ def test_own_kernel_is_taken_but_for_many_heads_that_share_no_keys(monkeypatch, 
 
 def names_of_kernels(*inputs: torch.Tensor) -> list[str]:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        decoding_attention(*inputs, None)
+        decoding_attention(*inputs, None, None)
         torch.cuda.synchronize()
     return [event.name for event in profile.events()]
 
@@ -78,11 +95,11 @@ def names_of_kernels(*inputs: torch.Tensor) -> list[str]:
 def test_recorded_calls_follow_one_another_in_any_number():
     """A call leaves nothing behind that the next one would count."""
     q, k, v = drawn("cuda", 2, 2047)
-    expected = decoding_attention(q, k, v, None)
+    expected = decoding_attention(q, k, v, None, None)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        found = [decoding_attention(q, k, v, None) for _ in range(5)]
+        found = [decoding_attention(q, k, v, None, None) for _ in range(5)]
     for _ in range(20):
         graph.replay()
     torch.cuda.synchronize()

@@ -4,27 +4,44 @@ import pytest
 import torch
 
 
+@pytest.mark.parametrize("masked", ["no", "hidden", "hidden for each head", "added"])
 @pytest.mark.parametrize(
-    ("sequences", "key_heads", "groups", "width", "keys"),
+    ("sequences", "key_heads", "groups", "width", "value_width", "keys"),
     [
-        (1, 2, 3, 16, 5),
-        (2, 2, 3, 24, 130),
-        (1, 1, 5, 64, 700),
-        (3, 4, 1, 32, 64),
-        (1, 1, 17, 16, 257),
-        (9, 2, 2, 16, 70),
+        (1, 2, 3, 16, 16, 5),
+        (2, 2, 3, 24, 24, 130),
+        (1, 1, 5, 64, 64, 700),
+        (3, 4, 1, 32, 32, 64),
+        (1, 1, 17, 40, 24, 257),
+        (9, 2, 2, 16, 16, 70),
     ],
 )
-def test_equals_the_equation(triton_device, sequences, key_heads, groups, width, keys):
+def test_equals_the_equation(triton_device, sequences, key_heads, groups, width, value_width, keys, masked):
     from efficientllm.models import split_attention as module
 
     generator = torch.Generator().manual_seed(3)
-    q = torch.randn(sequences, key_heads, groups, width, generator=generator).to(triton_device)
-    cache = torch.randn(2, sequences, key_heads, keys + 9, width, generator=generator).to(triton_device)
-    k, v = cache[0, :, :, :keys], cache[1, :, :, :keys]
-    expected = (q @ k.transpose(-1, -2) * 0.3).softmax(dim=-1) @ v
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).to(triton_device)
+
+    q = normal(sequences, key_heads, groups, width)
+    k = normal(sequences, key_heads, keys + 9, width)[:, :, :keys]
+    v = normal(sequences, key_heads, keys + 9, value_width)[:, :, :keys]
+    scores = q @ k.transpose(-1, -2) * 0.3
+    mask = None
+    if masked == "added":
+        mask = normal(1, key_heads, groups, keys)
+        mask[..., keys // 2 :: 3] = -torch.inf
+        scores = scores + mask
+    elif masked != "no":
+        heads = (key_heads, groups) if masked == "hidden for each head" else (1, 1)
+        mask = normal(sequences, *heads, keys) > 0
+        mask[..., -1] = True
+        scores = scores.masked_fill(~mask, -torch.inf)
+    expected = scores.softmax(dim=-1) @ v
     for _ in range(2):  # the second call finds what the first left behind
-        torch.testing.assert_close(module.split_attention(q, k, v, 0.3), expected, rtol=1e-4, atol=1e-5)
+        found = module.split_attention(q, k, v, mask, 0.3)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert not module._finished(triton_device).any()
 
 
@@ -59,4 +76,4 @@ def test_tiles_fit_a_multiprocessor(rows, width, size, kilobytes, expected):
     pytest.importorskip("triton")
     from efficientllm.models.split_attention import tile_keys
 
-    assert tile_keys(rows, width, size, kilobytes * 1024) == expected
+    assert tile_keys(rows, width, width, size, kilobytes * 1024) == expected

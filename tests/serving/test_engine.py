@@ -16,7 +16,7 @@ from efficientllm.models.build import build_decoder
 from efficientllm.models.cuda_graphs import RecordingError
 from efficientllm.models.decoder import Decoder
 from efficientllm.quantization.precision import precision
-from efficientllm.serving.engine import GreedyEngine
+from efficientllm.serving.engine import GreedyEngine, _most_likely_by_parts
 from efficientllm.serving.matrix_vector_pass import MatrixVectorProducts
 from tests.models.conftest import FAMILIES
 
@@ -273,6 +273,16 @@ def test_products_with_a_vector_are_the_engines_own(
     assert asked == [*blocks, *head, ("_most_likely", {})]
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(
+    "logits",
+    [torch.randn(3, 640), torch.randint(9, (3, 640)).to(torch.bfloat16), torch.full((3, 128), -3.0)],
+    ids=["all different", "many equal", "all equal"],
+)
+def test_the_most_likely_of_parts_is_that_of_all(logits: torch.Tensor, batch: int) -> None:
+    assert torch.equal(_most_likely_by_parts(logits[:batch]), logits[:batch].argmax(dim=-1))
+
+
 @pytest.mark.parametrize("changes", FAMILIES.values(), ids=FAMILIES)
 def test_decoding_behind_no_prompt_runs_and_leaves_nothing_behind(make_config: Any, changes: dict[str, Any]) -> None:
     """As the steps run that compiled ones are compared with."""
@@ -411,11 +421,15 @@ def test_rows_behind_the_last_key_are_read_and_change_nothing(
 @pytest.mark.parametrize(
     ("name", "length"), [("gqa", 35), ("mla", 35), ("relative", 35), ("nsa-wide", 35), ("nsa-wide", 7)]
 )
+@pytest.mark.parametrize("own", [True, False])
 def test_programs_of_the_first_steps_serve_every_position(
-    make_config: Any, name: str, length: int, monkeypatch: pytest.MonkeyPatch
+    make_config: Any, name: str, length: int, own: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a GPU what is compiled later cannot be recorded."""
-    read_whole_rows(monkeypatch)
+    """On a GPU what is compiled later cannot be recorded, with our kernel or without."""
+    if own:
+        monkeypatch.setattr(attention, "decodes_by_own_kernel", lambda *_: True)
+    else:
+        read_whole_rows(monkeypatch)
     monkeypatch.setattr(attention, "decodes_by_products", lambda device: True)
     decoder, prompts = made(make_config, CHANGES[name]), prompts_of(0, length=length)  # 40 keys, and nothing else of 40
     expected = GreedyEngine(decoder, 3, length, 24).generate(prompts).tokens

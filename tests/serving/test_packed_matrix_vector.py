@@ -116,16 +116,19 @@ class Linear(torch.nn.Module):
 
     def __init__(self, inputs: int, outputs: int, bias: bool, nested: bool) -> None:
         super().__init__()
-        self.matrix = quantized(torch.randn(outputs, inputs) / inputs**0.5, nested=nested)
-        self.bias = torch.randn(outputs).to(torch.bfloat16) if bias else None
+        matrix = quantized(torch.randn(outputs, inputs) / inputs**0.5, nested=nested)
+        self.packed, self.absmax, self.shape = matrix.packed, matrix.absmax, list(matrix.shape)
+        self.how = {
+            "blocksize": matrix.block_size,
+            "quant_type": matrix.kind,
+            "bias": torch.randn(outputs).to(torch.bfloat16) if bias else None,
+            **dict(zip(("absmax_8bit", "absmax_code", "absmax_offset"), matrix.nested, strict=nested)),
+        }
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        packed, absmax, nested, block_size, kind, _, shape = self.matrix
-        scales = dict(zip(("absmax_8bit", "absmax_code", "absmax_offset"), nested, strict=bool(nested)))
-        product: torch.Tensor = torch.ops.bitsandbytes.gemm_4bit.default(
-            x, packed.view(-1, 1), shape, absmax, block_size, kind, bias=self.bias, **scales
-        )
-        return product
+        product = torch.ops.bitsandbytes.gemm_4bit.default
+        out: torch.Tensor = product(x, self.packed.view(-1, 1), self.shape, self.absmax, **self.how)
+        return out
 
 
 class Layer(torch.nn.Module):

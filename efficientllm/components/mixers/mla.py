@@ -47,6 +47,7 @@ class MultiHeadLatentAttention(Mixer):
         self.rotary_dim = options.qk_rope_head_dim or config.head_dim // 2
         self.value_dim = options.v_head_dim or config.head_dim
         query_dim = self.plain_dim + self.rotary_dim
+        self.decoding_group = (self.heads, self.latent_dim + self.rotary_dim)
         self.scale = 1 / math.sqrt(query_dim)
         self.q_a_proj, self.q_a_norm, query_input = None, None, width
         if options.q_lora_rank is not None:
