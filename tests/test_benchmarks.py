@@ -143,3 +143,14 @@ def test_matrix_vector(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     found = table(tmp_path / "m.csv")
     assert [row["shape"] for row in found] == shapes.split(",")
     assert all(float(row["us"]) > 0 and float(row["pytorch_us"]) > 0 for row in found)
+
+
+def test_packed_matrix_vector(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shapes = "64:16+8+8:n,64:32+32:ng,128:32:a"
+    run(
+        monkeypatch, "packed_matrix_vector.py", "--shapes", shapes, "--bytes", "1e4", "--repeats", "1",
+        "--out", str(tmp_path / "m.csv"),
+    )  # fmt: skip
+    found = table(tmp_path / "m.csv")
+    assert [row["shape"] for row in found] == shapes.split(",")
+    assert all(float(row["us"]) > 0 and float(row["bitsandbytes_us"]) > 0 for row in found)

@@ -4,13 +4,13 @@ A GPU's attention kernels are made for many queries, and give each key-value hea
 decoding that leaves most of the device idle, the more so the longer the cache and the fewer the heads that have keys.
 """
 
-import functools
 import importlib.util
 
 import torch
 from torch.nn import functional as F
 
 _MOST_QUERIES, _WIDEST = 32, 256  # of a group, and of a head; more were not tried, or are too much for a multiprocessor
+_HAS_TRITON = importlib.util.find_spec("triton") is not None  # not asked within compiled code, which would end there
 
 
 def has_own_kernel(device: torch.device, queries: int, width: int) -> bool:
@@ -21,7 +21,7 @@ def has_own_kernel(device: torch.device, queries: int, width: int) -> bool:
         queries: Heads that share keys.
         width: Width of the keys or the values, whichever are wider.
     """
-    return device.type == "cuda" and _has_triton() and queries <= _MOST_QUERIES and width <= _WIDEST
+    return device.type == "cuda" and _HAS_TRITON and queries <= _MOST_QUERIES and width <= _WIDEST
 
 
 # an operator of its own, since a compiled program would be bound to one kernel, and to the cache's lengths that take it
@@ -72,8 +72,3 @@ def takes_own_kernel(q_bkgd: torch.Tensor, v_bkse: torch.Tensor, mask_bkgs: torc
         return False
     few = batch * key_heads <= torch.cuda.get_device_properties(q_bkgd.device).multi_processor_count
     return few or groups > 1 or mask_bkgs is not None or width != v_bkse.shape[3]
-
-
-@functools.cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None

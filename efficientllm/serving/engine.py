@@ -78,6 +78,7 @@ class GreedyEngine:
         self._tokens = torch.zeros(batch_size, output_length, dtype=torch.long, device=self._device)
         # not kept as steps of its own, whose references to itself would keep the cache alive until the next collection
         self._graphs: list[Step] = []
+        self._between = torch.cuda.Event(enable_timing=True) if self._device.type == "cuda" else None
         self._project: Callable[[torch.Tensor], torch.Tensor] = decoder.project
         self._most_likely: Callable[[torch.Tensor], torch.Tensor] = _most_likely
         self.execution = f"launched kernel by kernel ({self._device.type.upper()})"
@@ -203,6 +204,9 @@ class GreedyEngine:
         """Computes the tokens at one index: the first from the prompts, each later one from the one before."""
         if self._graphs:
             self._graphs[index]()
+            if self._between is not None:
+                # without it the device waits up to 70 us between graphs of a process' later engines (docs/log.md)
+                self._between.record()
         else:
             self._launch(index)
 

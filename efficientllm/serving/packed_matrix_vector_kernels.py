@@ -139,7 +139,7 @@ def launch(
     x = unit_stride(x)
     gain, addend = (None if given is None else unit_stride(given.reshape(-1)) for given in (gain, addend))
     width = x.shape[0]
-    rows, columns, warps = tile or ((4, 2048, 4) if width <= 2048 else (4, 4096, 4))
+    rows, columns, warps = tile or ((8, 2048, 4) if width <= 2048 else (4, 4096, 4))
     columns = max(block_size, min(columns, int(triton.next_power_of_2(width))))
     nested = len(absmax_8bit) > 0
 

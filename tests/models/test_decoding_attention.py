@@ -66,6 +66,18 @@ def test_one_program_serves_all_lengths(device):
             torch.testing.assert_close(out, F.scaled_dot_product_attention(q, k, v), **tolerance)
 
 
+@pytest.mark.parametrize("installed", [False, True])
+def test_compiled_code_goes_on_where_it_asks_for_the_kernel(monkeypatch, installed):
+    monkeypatch.setattr(module, "_HAS_TRITON", installed)
+
+    def asked(x: torch.Tensor) -> torch.Tensor:
+        return x + 1 if module.has_own_kernel(torch.device("cuda"), 4, 64) else x
+
+    torch._dynamo.reset()
+    found = torch.compile(asked, fullgraph=True, backend="eager")(torch.zeros(2))
+    assert torch.equal(found, torch.full((2,), float(installed)))
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(
@@ -79,7 +91,7 @@ def test_own_kernel_is_taken_but_for_many_heads_that_share_no_keys(monkeypatch, 
     assert takes_own_kernel(q, v[..., :48], None) and takes_own_kernel(q, v, masks("cuda", sequences, 40)["hides"])
     kernels = names_of_kernels(q, k, v)
     assert any("_attend" in name for name in kernels) is own
-    monkeypatch.setattr(module, "_has_triton", lambda: False)
+    monkeypatch.setattr(module, "_HAS_TRITON", False)
     assert not any("_attend" in name for name in names_of_kernels(q, k, v))
 
 
