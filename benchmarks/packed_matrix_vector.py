@@ -72,6 +72,7 @@ def _drawn(width: int, sizes: list[int], around: str, least_bytes: float, device
         return {
             "row": normal(1, width),
             "packed": [packed for packed, _ in quantized],
+            "sizes": sizes,
             "absmax": [state.state2.absmax for state in states],
             "absmax_8bit": [state.absmax for state in states],
             "absmax_code": [state.state2.code for state in states],
@@ -92,10 +93,11 @@ def _bitsandbytes(layer: dict[str, Any]) -> torch.Tensor:
     x = x if gain is None else F.rms_norm(x, gain.shape, gain, layer["epsilon"])
     products = [
         torch.ops.bitsandbytes.gemm_4bit.default(
-            x, packed, [packed.numel() * 2 // width, width], absmax, _BLOCK_SIZE, _KIND, None, scales, code, offset
+            x, packed, [size, width], absmax, _BLOCK_SIZE, _KIND, None, scales, code, offset
         )
-        for packed, absmax, scales, code, offset in zip(
-            *(layer[name] for name in ("packed", "absmax", "absmax_8bit", "absmax_code", "absmax_offset")), strict=True
+        for packed, size, absmax, scales, code, offset in zip(
+            *(layer[name] for name in ("packed", "sizes", "absmax", "absmax_8bit", "absmax_code", "absmax_offset")),
+            strict=True,
         )
     ]
     out = F.silu(products[0]) * products[1] if layer["gated"] else torch.cat(products, dim=1)
@@ -111,8 +113,7 @@ def _call(tile: str, layers: list[dict[str, Any]]) -> Callable[[int], torch.Tens
 
     def call(index: int) -> torch.Tensor:
         layer = dict(layers[index])
-        row, kind = layer.pop("row"), layer.pop("quantization_type")
-        sizes = [packed.numel() * 2 // row.shape[1] for packed in layer["packed"]]
+        row, kind, sizes = layer.pop("row"), layer.pop("quantization_type"), layer.pop("sizes")
         out = row.new_empty(sizes[0] if layer["gated"] else sum(sizes))
         launch(row[0], levels=levels(kind, row.device), out=out, tile=(rows, columns, warps), **layer)
         return out

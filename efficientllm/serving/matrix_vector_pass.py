@@ -125,10 +125,9 @@ def _packed_product(node: Node) -> _Product | None:
     """A product of one row with packed weights, whose blocks do not reach over the matrix' rows."""
     names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
     given: dict[str, Any] = dict.fromkeys(names) | dict(zip(names, node.args, strict=False)) | node.kwargs
-    row, packed, (rows, width), block_size = (given[name] for name in ("A", "B", "shapeB", "blocksize"))
+    row, packed, (_, width), block_size = (given[name] for name in ("A", "B", "shapeB", "blocksize"))
     one = statically_known_true(_value(row).numel() == width)
-    plain = _value(packed).dtype == torch.uint8 and _value(packed).numel() * 2 == rows * width
-    if not one or not plain or width % block_size or _value(row).dtype not in _TYPES:
+    if not one or _value(packed).dtype != torch.uint8 or width % block_size or _value(row).dtype not in _TYPES:
         return None
     scales = tuple(given[name] for name in _SCALES)
     packing = (block_size, given["quant_type"], scales[1] is not None)
@@ -177,7 +176,8 @@ def _write(graph: Graph, products: Sequence[_Product], norm: dict[str, Any] | No
             result = graph.call_function(_CALL, (row, weights, *around))
         else:
             scales = [[x for x in of if x is not None] for of in zip(*(p.scales for p in products), strict=True)]
-            result = graph.call_function(_PACKED_CALL, (row, weights, *scales, *first.packing[:2], *around))
+            sizes = [_value(product.node).shape[-1] for product in products]
+            result = graph.call_function(_PACKED_CALL, (row, weights, sizes, *scales, *first.packing[:2], *around))
         if swiglu is not None or len(products) == 1:
             shaped = graph.call_function(_aten.reshape.default, (result, list(_value(replaced).shape)))
             _replace(replaced, shaped)

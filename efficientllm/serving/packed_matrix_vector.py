@@ -13,6 +13,7 @@ from efficientllm.serving import matrix_vector
 def packed_matrix_vector(
     row: torch.Tensor,
     packed: Sequence[torch.Tensor],
+    sizes: Sequence[int],
     absmax: Sequence[torch.Tensor],
     absmax_8bit: Sequence[torch.Tensor],
     absmax_code: Sequence[torch.Tensor],
@@ -32,6 +33,7 @@ def packed_matrix_vector(
     Args:
         row: The vector x `[1, C]`.
         packed: One to three matrices W `[J, C]`, two weights a byte, `[J C / 2, 1]` in uint8; all as the first, but for J.
+        sizes: J of each.
         absmax: Each block's scale `[J C / block_size]`, or, of scales in 8 bits, the scale of each 256 of them.
         absmax_8bit: Scales in 8 bits (double quantization), or nothing.
         absmax_code: The 256 levels of such scales.
@@ -50,7 +52,7 @@ def packed_matrix_vector(
     if row.device.type == "cuda":
         from efficientllm.serving.packed_matrix_vector_kernels import launch
 
-        out = row.new_empty(1, _result_size(row, packed, gated))
+        out = row.new_empty(1, sizes[0] if gated else sum(sizes))
         table = levels(quantization_type, row.device)
         launch(
             row.reshape(-1),
@@ -77,6 +79,7 @@ def packed_matrix_vector(
 def _(
     row: torch.Tensor,
     packed: Sequence[torch.Tensor],
+    sizes: Sequence[int],
     absmax: Sequence[torch.Tensor],
     absmax_8bit: Sequence[torch.Tensor],
     absmax_code: Sequence[torch.Tensor],
@@ -88,8 +91,8 @@ def _(
     addend: torch.Tensor | None,
     gated: bool,
 ) -> torch.Tensor:
-    del absmax, absmax_8bit, absmax_code, absmax_offset, block_size, quantization_type, gain, epsilon, addend
-    return row.new_empty(1, _result_size(row, packed, gated))
+    del packed, absmax, absmax_8bit, absmax_code, absmax_offset, block_size, quantization_type, gain, epsilon, addend
+    return row.new_empty(1, sizes[0] if gated else sum(sizes))
 
 
 def unpacked(
@@ -123,8 +126,3 @@ def levels(quantization_type: str, device: torch.device) -> torch.Tensor:
 
     found: torch.Tensor = get_4bit_type(quantization_type, device=str(device)).to(torch.float32)
     return found
-
-
-def _result_size(row: torch.Tensor, packed: Sequence[torch.Tensor], gated: bool) -> int:
-    sizes = [matrix.numel() * 2 // row.shape[-1] for matrix in packed]
-    return sizes[0] if gated else sum(sizes)

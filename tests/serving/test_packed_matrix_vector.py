@@ -39,9 +39,15 @@ def quantized(weights: torch.Tensor, *, kind: str = "nf4", nested: bool = True, 
 
 
 def lists(matrices: list[Packed]) -> tuple[list[torch.Tensor], ...]:
-    """Packed weights and scales, as the operator takes them."""
+    """Packed weights and scales, as the kernel takes them."""
     nested = list(zip(*(m.nested for m in matrices), strict=True)) or [(), (), ()]
     return [m.packed for m in matrices], [m.absmax for m in matrices], *(list(of) for of in nested)
+
+
+def operands(matrices: list[Packed]) -> tuple[Any, ...]:
+    """Of all matrices: packed weights, sizes and scales."""
+    packed, *scales = lists(matrices)
+    return packed, [m.shape[0] for m in matrices], *scales
 
 
 def drawn(
@@ -79,7 +85,7 @@ def test_weights_are_read_as_bitsandbytes_wrote_them(device, kind, nested, block
 def test_the_operator_equals_the_equation(device, width, sizes, gated, with_rest, nested):
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     row, matrices, gain, addend = drawn(device, dtype, width, sizes, gated, with_rest, nested=nested)
-    found = packed_matrix_vector(row, *lists(matrices), 64, "nf4", gain, 1e-5, addend, gated)
+    found = packed_matrix_vector(row, *operands(matrices), 64, "nf4", gain, 1e-5, addend, gated)
     assert found.dtype == dtype
     wanted = expected(row, [m.weights for m in matrices], gain, addend, gated)
     tolerance = {"rtol": 1e-2, "atol": 1e-2} if device == "cuda" else {"rtol": 1e-4, "atol": 1e-5}
@@ -107,7 +113,7 @@ def test_the_kernel_equals_the_equation(triton_device, width, sizes, gated, with
 def test_what_the_compiler_is_told_is_so(device, nested):
     for gated in (False, True):
         row, matrices, gain, addend = drawn(device, torch.float32, 64, (32, 16), gated, True, nested=nested)
-        arguments = (row, *lists(matrices), 64, "nf4", gain, 1e-5, addend, gated)
+        arguments = (row, *operands(matrices), 64, "nf4", gain, 1e-5, addend, gated)
         torch.library.opcheck(packed_matrix_vector, arguments)
 
 
@@ -156,7 +162,7 @@ class Calls(Recorded):
     def __call__(self, graph: torch.fx.Graph) -> None:
         super().__call__(graph)
         found = [node.args for node in graph.nodes if str(node.target) == CALL]
-        calls = [(len(a[1]), a[8] is not None, a[10] is not None, a[11]) for a in found]
+        calls = [(len(a[1]), a[9] is not None, a[11] is not None, a[12]) for a in found]
         self.met[-1] = (calls, sum("gemm_4bit" in str(node.target) for node in graph.nodes))
 
 
