@@ -18,7 +18,7 @@ from csv_table import write_table
 from efficientllm.device import select_device, synchronize
 from efficientllm.models.cuda_graphs import record
 from efficientllm.serving.bandwidth import copy_bandwidth
-from efficientllm.serving.matrix_vector import by_pytorch, matrix_vector, result_size
+from efficientllm.serving.matrix_vector import by_pytorch, matrix_vector
 
 _EPSILON = 1e-5
 LLAMA_1B = "2048:2048+512+512:n,2048:2048:a,2048:8192+8192:ng,8192:2048:a"
@@ -29,33 +29,75 @@ _HEADS = "2048:128256:n,3584:152064:n"
 
 def main() -> None:
     """Prints a row for each shape and tile, and writes the table if asked to."""
-    arguments, rows = _arguments(), list[dict[str, Any]]()
+
+    def kept(weights: list[torch.Tensor]) -> dict[str, Any]:
+        return {"weights": weights}
+
+    def tiled(layer: dict[str, Any], tile: tuple[int, ...], out: torch.Tensor) -> None:
+        from efficientllm.serving.matrix_vector_kernels import launch
+
+        launch(layer.pop("row")[0], layer.pop("weights"), out, tile=tile, **layer)
+
+    arguments = parsed(__doc__, f"{LLAMA_1B},{QWEN_7B},{_HEADS}", 1e9)
+    compare(arguments, kept, ("weights",), "PyTorch", by_pytorch, matrix_vector, tiled)
+
+
+def compare(
+    arguments: argparse.Namespace,
+    stored: Callable[[list[torch.Tensor]], dict[str, Any]],
+    read: tuple[str, ...],
+    baseline_name: str,
+    baseline: Callable[..., torch.Tensor],
+    operator: Callable[..., torch.Tensor],
+    tiled: Callable[[dict[str, Any], tuple[int, ...], torch.Tensor], None],
+) -> None:
+    """Prints a row for each shape and tile, and writes the table if asked to.
+
+    Args:
+        arguments: The command line's.
+        stored: Brings a layer's matrices into the form in which the operator takes them, by the names of its arguments.
+        read: Names of those whose bytes are read.
+        baseline_name: What the operator is compared with.
+        baseline: Computes the same, with the operator's arguments.
+        operator: What is measured.
+        tiled: Launches the operator's kernel with a tile; may take the arguments apart.
+    """
+    rows = list[dict[str, Any]]()
     device = select_device()
     bandwidth = copy_bandwidth(device).bytes_per_second
+    key = baseline_name.lower()
     for shape in arguments.shapes.split(","):
-        width, sizes, around = shape.split(":")
-        layers = _drawn(int(width), [int(size) for size in sizes.split("+")], around, arguments.bytes, device)
-        weights_bytes = sum(weight.numel() * weight.element_size() for weight in layers[0]["weights"])
+        width, matrices, around = shape.split(":")
+        sizes = [int(size) for size in matrices.split("+")]
+        layers = _drawn(int(width), sizes, around, arguments.bytes, device, stored, read)
+        layer_bytes = _bytes(layers[0], read)
         with torch.inference_mode():
-            baseline = microseconds(lambda i, layers=layers: by_pytorch(**layers[i]), len(layers), arguments, device)
+            by_baseline = _microseconds(lambda i, layers=layers: baseline(**layers[i]), len(layers), arguments, device)
             for tile in arguments.tiles.split(",") if device.type == "cuda" else ["none"]:
-                call = _call(tile, layers)
-                taken = microseconds(call, len(layers), arguments, device)
+                taken = _microseconds(_call(tile, layers, sizes, operator, tiled), len(layers), arguments, device)
                 row = {
-                    "shape": shape, "tile": tile, "megabytes": weights_bytes / 1e6, "pytorch_us": baseline, "us": taken,
-                    "x_pytorch": baseline / taken, "roof": weights_bytes / (taken / 1e6) / bandwidth,
+                    "shape": shape, "tile": tile, "megabytes": layer_bytes / 1e6, f"{key}_us": by_baseline, "us": taken,
+                    f"x_{key}": by_baseline / taken, "roof": layer_bytes / (taken / 1e6) / bandwidth,
                 }  # fmt: skip
                 rows.append(row)
                 print(
-                    f"{shape:32s} {row['megabytes']:7.1f} MB  tile {tile:10s} PyTorch {baseline:7.2f} us  "
-                    f"the kernel {taken:7.2f} us  x PyTorch {row['x_pytorch']:.2f}  roof {row['roof']:.1%}",
+                    f"{shape:32s} {row['megabytes']:7.1f} MB  tile {tile:10s} {baseline_name} {by_baseline:7.2f} us  "
+                    f"the kernel {taken:7.2f} us  x {baseline_name} {by_baseline / taken:.2f}  roof {row['roof']:.1%}",
                     flush=True,
                 )
     if arguments.out:
         write_table(Path(arguments.out), rows)
 
 
-def _drawn(width: int, sizes: list[int], around: str, least_bytes: float, device: torch.device) -> list[dict[str, Any]]:
+def _drawn(
+    width: int,
+    sizes: list[int],
+    around: str,
+    least_bytes: float,
+    device: torch.device,
+    stored: Callable[[list[torch.Tensor]], dict[str, Any]],
+    read: tuple[str, ...],
+) -> list[dict[str, Any]]:
     """Layers of equal shape, with a norm (n), a gate (g) or something to add (a)."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
 
@@ -63,38 +105,46 @@ def _drawn(width: int, sizes: list[int], around: str, least_bytes: float, device
         return torch.randn(*shape, device=device, dtype=dtype)
 
     gated = "g" in around
-    layer_bytes = 2 * width * sum(sizes)
-    return [
-        {
+
+    def layer() -> dict[str, Any]:
+        return {
             "row": normal(1, width),
-            "weights": [normal(size, width) / width**0.5 for size in sizes],
+            **stored([normal(size, width) / width**0.5 for size in sizes]),
             "gain": normal(width) if "n" in around else None,
             "epsilon": _EPSILON,
             "addend": normal(1, sizes[0] if gated else sum(sizes)) if "a" in around else None,
             "gated": gated,
         }
-        for _ in range(max(1, round(least_bytes / layer_bytes)))
-    ]
+
+    first = layer()
+    return [first, *(layer() for _ in range(round(least_bytes / _bytes(first, read)) - 1))]
 
 
-def _call(tile: str, layers: list[dict[str, Any]]) -> Callable[[int], torch.Tensor]:
+def _bytes(layer: dict[str, Any], read: tuple[str, ...]) -> int:
+    return sum(x.numel() * x.element_size() for name in read for x in layer[name])
+
+
+def _call(
+    tile: str,
+    layers: list[dict[str, Any]],
+    sizes: list[int],
+    operator: Callable[..., torch.Tensor],
+    tiled: Callable[[dict[str, Any], tuple[int, ...], torch.Tensor], None],
+) -> Callable[[int], torch.Tensor]:
     if tile in ("default", "none"):
-        return lambda index: matrix_vector(**layers[index])
-    from efficientllm.serving.matrix_vector_kernels import launch
-
-    rows, columns, warps = (int(number) for number in tile.split(":"))
+        return lambda index: operator(**layers[index])
+    numbers = tuple(int(number) for number in tile.split(":"))
 
     def call(index: int) -> torch.Tensor:
         layer = dict(layers[index])
-        weights, row = layer.pop("weights"), layer.pop("row")
-        out = row.new_empty(result_size(weights, layer["gated"]))
-        launch(row[0], weights, out, tile=(rows, columns, warps), **layer)
+        out: torch.Tensor = layer["row"].new_empty(sizes[0] if layer["gated"] else sum(sizes))
+        tiled(layer, numbers, out)
         return out
 
     return call
 
 
-def microseconds(
+def _microseconds(
     call: Callable[[int], torch.Tensor], count: int, arguments: argparse.Namespace, device: torch.device
 ) -> float:
     """The shortest time of `arguments.repeats` of a call, in a sequence that is recorded where there is a GPU."""
@@ -118,15 +168,18 @@ def microseconds(
     return 1e6 * shortest / count
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parsed(description: str | None, shapes: str, least_bytes: float) -> argparse.Namespace:
+    """The command line's arguments, by default these shapes and so many bytes."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--shapes",
-        default=f"{LLAMA_1B},{QWEN_7B},{_HEADS}",
+        default=shapes,
         help="width:rows of each matrix, joined by +:what is around (n: a norm, g: SwiGLU's gate, a: something added)",
     )
     parser.add_argument("--tiles", default="default", help="rows:columns:warps of a program, on a GPU")
-    parser.add_argument("--bytes", type=float, default=1e9, help="of weights that a sequence of calls reads, at least")
+    parser.add_argument(
+        "--bytes", type=float, default=least_bytes, help="of weights that a sequence of calls reads, at least"
+    )
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--out", help="also write the table there, as CSV")
     return parser.parse_args()

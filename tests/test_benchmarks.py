@@ -134,23 +134,17 @@ def test_pipeline_scale(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     assert float(peak) > 10
 
 
-def test_matrix_vector(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    shapes = "32:16+8+8:n,32:24+24:ng,48:32:a,32:40:"
+@pytest.mark.parametrize(
+    ("name", "shapes", "baseline"),
+    [
+        ("matrix_vector.py", "32:16+8+8:n,32:24+24:ng,48:32:a,32:40:", "pytorch_us"),
+        ("packed_matrix_vector.py", "64:16+8+8:n,64:32+32:ng,128:32:a", "bitsandbytes_us"),
+    ],
+)
+def test_matrix_vector(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, shapes: str, baseline: str) -> None:
     run(
-        monkeypatch, "matrix_vector.py", "--shapes", shapes, "--bytes", "1e4", "--repeats", "1",
-        "--out", str(tmp_path / "m.csv"),
+        monkeypatch, name, "--shapes", shapes, "--bytes", "1e4", "--repeats", "1", "--out", str(tmp_path / "m.csv"),
     )  # fmt: skip
     found = table(tmp_path / "m.csv")
     assert [row["shape"] for row in found] == shapes.split(",")
-    assert all(float(row["us"]) > 0 and float(row["pytorch_us"]) > 0 for row in found)
-
-
-def test_packed_matrix_vector(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    shapes = "64:16+8+8:n,64:32+32:ng,128:32:a"
-    run(
-        monkeypatch, "packed_matrix_vector.py", "--shapes", shapes, "--bytes", "1e4", "--repeats", "1",
-        "--out", str(tmp_path / "m.csv"),
-    )  # fmt: skip
-    found = table(tmp_path / "m.csv")
-    assert [row["shape"] for row in found] == shapes.split(",")
-    assert all(float(row["us"]) > 0 and float(row["bitsandbytes_us"]) > 0 for row in found)
+    assert all(float(row["us"]) > 0 and float(row[baseline]) > 0 for row in found)

@@ -15,6 +15,7 @@ import triton.language as tl  # type: ignore[import-not-found,import-untyped,unu
 from efficientllm.device import has_dependent_launch
 from efficientllm.models.sparse_kernels.tiles import (
     LOG2_E,
+    after_earlier_kernels,
     load_rows,
     power_of_two,
     shared_memory,
@@ -64,9 +65,7 @@ def _attend(
     batch, shared = (head // key_heads).to(tl.int64), head % key_heads
     row, d, n = tl.arange(0, rows), tl.arange(0, padded), tl.arange(0, columns)
     key_d = tl.arange(0, key_padded)
-    if early:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+    after_earlier_kernels(early)
     q_tile = load_rows(q + batch * q_b + shared * q_h, row, q_g, row < groups, key_d, key_width, False)
     highest = tl.full([rows], float("-inf"), tl.float32)
     total = tl.zeros([rows], tl.float32)

@@ -13,7 +13,7 @@ import triton  # type: ignore[import-not-found,import-untyped,unused-ignore]
 import triton.language as tl  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
 from efficientllm.device import has_dependent_launch
-from efficientllm.models.sparse_kernels.tiles import unit_stride
+from efficientllm.models.sparse_kernels.tiles import after_earlier_kernels, unit_stride
 from efficientllm.serving.matrix_vector import MOST_MATRICES
 
 
@@ -43,14 +43,6 @@ def part(block, count_0, count_1, count_2, blocks_0, blocks_1, gated: tl.constex
 def chosen(second, third, first_address, second_address, third_address):
     """The address that belongs to a program's matrix, by the flags that `part` returns."""
     return tl.where(third, third_address, tl.where(second, second_address, first_address))
-
-
-@triton.jit
-def after_earlier_kernels(early: tl.constexpr):
-    """From here on what earlier kernels wrote is there; the next one may set up, and ask for its weights."""
-    if early:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
 
 
 @triton.jit
@@ -122,18 +114,31 @@ def launch(
         gated: Whether the second matrix' product is gated by the first's.
         tile: Rows and columns of a program's part, and its warps; by default what suits the width.
     """
-    # numbers that lie apart (a slice, an expanded one) are rare, and would be read as if they did not
-    x = unit_stride(x)
-    gain, addend = (None if given is None else unit_stride(given.reshape(-1)) for given in (gain, addend))
+    x, gain, addend = unit_stride(x), dense(gain), dense(addend)
     width = x.shape[0]
     rows, columns, warps = tile or ((4, 1024, 4) if width <= 2048 else (2, 4096, 8))
     columns = min(columns, int(triton.next_power_of_2(width)))
-    padded = [*weights, weights[0], weights[0]][:MOST_MATRICES]
-    counts = [weight.shape[0] for weight in weights] + [0] * (MOST_MATRICES - len(weights))
-    blocks = [-(-count // rows) for count in counts]
+    programs, parts = divided([weight.shape[0] for weight in weights], rows, gated)
     early = has_dependent_launch(x.device)
-    _products[(blocks[0] if gated else sum(blocks),)](
-        x, x if gain is None else gain, *padded, out if addend is None else addend, out, *counts, *blocks[:2], epsilon,
+    _products[(programs,)](
+        x, x if gain is None else gain, *filled(weights), out if addend is None else addend, out, *parts, epsilon,
         width=width, rows=rows, columns=columns, normed=gain is not None, added=addend is not None, gated=gated,
         early=early, num_warps=warps, **({"launch_pdl": True} if early else {}),
     )  # fmt: skip
+
+
+def dense(vector: torch.Tensor | None) -> torch.Tensor | None:
+    """A vector whose numbers lie side by side; those that lie apart (a slice, an expanded one) are rare, and copied."""
+    return None if vector is None else unit_stride(vector.reshape(-1))
+
+
+def filled(matrices: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """As many matrices as the kernels take, the first one in the place of those that are not there."""
+    return [*matrices, matrices[0], matrices[0]][:MOST_MATRICES]
+
+
+def divided(sizes: Sequence[int], rows: int, gated: bool) -> tuple[int, list[int]]:
+    """How many programs there are, and what `part` takes: rows of each matrix, and blocks of the first two."""
+    counts = [*sizes] + [0] * (MOST_MATRICES - len(sizes))
+    blocks = [-(-count // rows) for count in counts]
+    return blocks[0] if gated else sum(blocks), [*counts, *blocks[:2]]

@@ -166,9 +166,8 @@ def _write(graph: Graph, products: Sequence[_Product], norm: dict[str, Any] | No
     if swiglu is not None:
         replaced = swiglu
     with graph.inserting_before(replaced):
-        row, gain, epsilon = _row(graph, first.row), None, 0.0
-        if norm is not None:
-            row, gain, epsilon = _row(graph, norm["x"]), norm["gain"], float(norm["epsilon"])
+        row = _row(graph, first.row if norm is None else norm["x"])
+        gain, epsilon = (None, 0.0) if norm is None else (norm["gain"], float(norm["epsilon"]))
         weights = [product.weight for product in products]
         added = None if addend is None else _row(graph, addend)
         around = (gain, epsilon, added, swiglu is not None)

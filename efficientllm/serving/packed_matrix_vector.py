@@ -53,19 +53,10 @@ def packed_matrix_vector(
         from efficientllm.serving.packed_matrix_vector_kernels import launch
 
         out = row.new_empty(1, sizes[0] if gated else sum(sizes))
-        table = levels(quantization_type, row.device)
         launch(
-            row.reshape(-1),
-            packed,
-            *scales,
-            table,
-            block_size,
-            out,
-            gain=gain,
-            epsilon=epsilon,
-            addend=addend,
-            gated=gated,
-        )
+            row.reshape(-1), packed, sizes, *scales, levels(quantization_type, row.device), block_size, out,
+            gain=gain, epsilon=epsilon, addend=addend, gated=gated,
+        )  # fmt: skip
         return out
     double = zip(absmax_8bit, absmax_code, absmax_offset, strict=True) if absmax_8bit else [None] * len(packed)
     weights = [

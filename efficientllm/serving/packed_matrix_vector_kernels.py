@@ -1,8 +1,8 @@
 """Products of matrices of 4-bit weights and one vector, with what stands around them, each in one launch.
 
-A level is looked up in a table in the multiprocessor's shared memory: four instructions a weight, of which one adds the product,
-so that a matrix of a quarter of the bytes is still read about as fast as the memory allows. Levels and scales are not rounded on the way,
-as they are where weights are first written out in 16 bits.
+A level is looked up in a table in the multiprocessor's shared memory: four instructions a weight, of which one adds the product.
+Instructions are the time, not bytes (docs/log.md has both). Levels and scales are not rounded on the way, as they are where weights
+are first written out in 16 bits.
 """
 
 from collections.abc import Sequence
@@ -13,14 +13,15 @@ import triton  # type: ignore[import-not-found,import-untyped,unused-ignore]
 import triton.language as tl  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
 from efficientllm.device import has_dependent_launch
-from efficientllm.models.sparse_kernels.tiles import unit_stride
-from efficientllm.serving.matrix_vector import MOST_MATRICES
-from efficientllm.serving.matrix_vector_kernels import after_earlier_kernels, chosen, part, store
+from efficientllm.models.sparse_kernels.tiles import after_earlier_kernels, unit_stride
+from efficientllm.serving.matrix_vector_kernels import chosen, dense, divided, filled, part, store
 
 
 @triton.jit
-def _tile(packed, absmax, absmax_8bit, code, offset, row, block, count, blocks: tl.constexpr,
-                 words: tl.constexpr, nested: tl.constexpr):  # fmt: skip
+def _tile(
+    packed, absmax, absmax_8bit, code, offset, row, block, count,
+    blocks: tl.constexpr, words: tl.constexpr, nested: tl.constexpr,
+):  # fmt: skip
     """Eight weights of 4 bits a word `[rows, blocks, words of a block]`, and each block's scale `[rows, blocks]`."""
     index = row[:, None].to(tl.int64) * blocks + block[None, :]
     inside = (row < count)[:, None] & (block < blocks)[None, :]
@@ -104,6 +105,7 @@ def _products(
 def launch(
     x: torch.Tensor,
     packed: Sequence[torch.Tensor],
+    sizes: Sequence[int],
     absmax: Sequence[torch.Tensor],
     absmax_8bit: Sequence[torch.Tensor],
     absmax_code: Sequence[torch.Tensor],
@@ -123,6 +125,7 @@ def launch(
     Args:
         x: The vector `[C]`.
         packed: As `packed_matrix_vector`, with all that follows.
+        sizes: J of each matrix.
         absmax: Scales, or scales of scales.
         absmax_8bit: Scales in 8 bits, or nothing.
         absmax_code: Their levels.
@@ -136,25 +139,19 @@ def launch(
         gated: Whether the second matrix' product is gated by the first's.
         tile: Rows and weights of a row of a program's part, and its warps; by default what suits the width.
     """
-    x = unit_stride(x)
-    gain, addend = (None if given is None else unit_stride(given.reshape(-1)) for given in (gain, addend))
+    x, gain, addend = unit_stride(x), dense(gain), dense(addend)
     width = x.shape[0]
     rows, columns, warps = tile or ((8, 2048, 4) if width <= 2048 else (4, 4096, 4))
     columns = max(block_size, min(columns, int(triton.next_power_of_2(width))))
     nested = len(absmax_8bit) > 0
-
-    def three(tensors: Sequence[torch.Tensor], otherwise: torch.Tensor) -> list[torch.Tensor]:
-        given = list(tensors) or [otherwise]
-        return [*given, given[0], given[0]][:MOST_MATRICES]
-
     words = [matrix.reshape(-1).view(torch.int32) for matrix in packed]
-    counts = [matrix.numel() * 8 // width for matrix in words] + [0] * (MOST_MATRICES - len(packed))
-    blocks = [-(-count // rows) for count in counts]
+    programs, parts = divided(sizes, rows, gated)
     early = has_dependent_launch(x.device)
-    _products[(blocks[0] if gated else sum(blocks),)](
-        x, x if gain is None else gain, *three(words, x), *three(absmax, x), *three(absmax_8bit, x),
-        *three(absmax_code, levels), *three(absmax_offset, levels), levels, out if addend is None else addend, out,
-        *counts, *blocks[:2], epsilon, width=width, block_size=block_size, rows=rows, tile_blocks=columns // block_size,
-        nested=nested, normed=gain is not None, added=addend is not None, gated=gated, early=early, num_warps=warps,
+    _products[(programs,)](
+        x, x if gain is None else gain, *filled(words), *filled(absmax), *filled(absmax_8bit if nested else [x]),
+        *filled(absmax_code if nested else [levels]), *filled(absmax_offset if nested else [levels]), levels,
+        out if addend is None else addend, out, *parts, epsilon,
+        width=width, block_size=block_size, rows=rows, tile_blocks=columns // block_size, nested=nested,
+        normed=gain is not None, added=addend is not None, gated=gated, early=early, num_warps=warps,
         **({"launch_pdl": True} if early else {}),
     )  # fmt: skip

@@ -38,16 +38,11 @@ def quantized(weights: torch.Tensor, *, kind: str = "nf4", nested: bool = True, 
     return Packed(packed, absmax, rest, block_size, kind, written_out, state.shape)
 
 
-def lists(matrices: list[Packed]) -> tuple[list[torch.Tensor], ...]:
-    """Packed weights and scales, as the kernel takes them."""
-    nested = list(zip(*(m.nested for m in matrices), strict=True)) or [(), (), ()]
-    return [m.packed for m in matrices], [m.absmax for m in matrices], *(list(of) for of in nested)
-
-
 def operands(matrices: list[Packed]) -> tuple[Any, ...]:
-    """Of all matrices: packed weights, sizes and scales."""
-    packed, *scales = lists(matrices)
-    return packed, [m.shape[0] for m in matrices], *scales
+    """Of all matrices: packed weights, sizes and scales, as the operator and the kernel take them."""
+    nested = list(zip(*(m.nested for m in matrices), strict=True)) or [(), (), ()]
+    packed, sizes = [m.packed for m in matrices], [m.shape[0] for m in matrices]
+    return packed, sizes, [m.absmax for m in matrices], *(list(of) for of in nested)
 
 
 def drawn(
@@ -104,7 +99,7 @@ def test_the_kernel_equals_the_equation(triton_device, width, sizes, gated, with
     wanted = expected(row, [m.weights for m in matrices], gain, addend, gated)
     out = torch.full(wanted.shape, torch.nan, device=triton_device)
     table = levels(kind, triton_device)
-    launch(row[0], *lists(matrices), table, block_size, out, gain=gain, epsilon=1e-5, addend=addend, gated=gated)
+    launch(row[0], *operands(matrices), table, block_size, out, gain=gain, epsilon=1e-5, addend=addend, gated=gated)
     torch.testing.assert_close(out.double(), wanted, rtol=1e-4, atol=1e-5)
 
 

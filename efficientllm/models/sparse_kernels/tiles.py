@@ -36,6 +36,14 @@ def softmax_step(scores, highest, total, mixed, v):
 
 
 @triton.jit
+def after_earlier_kernels(early: tl.constexpr):
+    """From here on what earlier kernels wrote is there, and the next one may set up (programmatic dependent launch)."""
+    if early:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
 def key_step(q_tile, upstream, base, own, k_tile, v_tile, visible, scale, k_found, v_found):
     """Adds some queries' share to a tile of keys' and values' gradients; scores are `[columns, rows]`."""
     scores = tl.dot(k_tile, tl.trans(q_tile), input_precision="ieee") * scale
