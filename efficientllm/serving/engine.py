@@ -8,8 +8,9 @@ replayed. A decoding step of a small model takes the device a fraction of the ti
 kernels one by one; without graphs one would measure Python. Decoding is compiled block by block before: between its matrix
 products stand dozens of kernels that take the device longer to start than to compute. For a single sequence, whose products
 are all of a matrix and a vector, these are kernels of our own, with the norms, gates and sums around them: they read the weights
-faster than a library's, which are made for matrices. Compiled steps are kept where they are faster. A graph of its own for each
-position lets each step read just the tokens that are there, and every architecture be recorded as it is.
+faster than a library's, which are made for matrices. Products with 4-bit weights are such kernels for several sequences too.
+Compiled steps are kept where they are faster. A graph of its own for each position lets each step read just the tokens that are
+there, and every architecture be recorded as it is.
 """
 
 import functools
@@ -168,7 +169,7 @@ class GreedyEngine:
     def _compile(self, steps: Sequence[Step]) -> str | None:
         """Has decoding run compiled from now on, or says why not."""
         single = self._prompts.shape[0] == 1
-        options = single_sequence_options() if single else None
+        options = single_sequence_options() if single else several_sequences_options()
         self._decoder.compile_decoding(options)
         if single:
             self._project = torch.compile(self._decoder.project, dynamic=True, options=options)
@@ -237,9 +238,20 @@ def _most_likely_by_parts(logits_bv: torch.Tensor) -> torch.Tensor:
     return (place.gather(-1, part) + part * size).squeeze(-1)
 
 
+# each is one object, or every engine of a process would compile anew
+
+
+@functools.cache
+def several_sequences_options() -> dict[str, Any]:
+    """Options of the compiler for decoding several sequences."""
+    from efficientllm.serving.packed_product_pass import PackedProducts  # which brings the compiler
+
+    return {"post_grad_custom_pre_pass": PackedProducts()}
+
+
 @functools.cache
 def single_sequence_options() -> dict[str, Any]:
-    """Options of the compiler for decoding a single sequence: one object, or each engine of a process would compile anew."""
+    """Options of the compiler for decoding a single sequence."""
     from efficientllm.serving.matrix_vector_pass import MatrixVectorProducts  # which brings the compiler
 
     return {

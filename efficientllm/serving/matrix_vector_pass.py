@@ -13,6 +13,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from efficientllm.serving.matrix_vector import MOST_MATRICES, matrix_vector
 from efficientllm.serving.packed_matrix_vector import packed_matrix_vector
+from efficientllm.serving.packed_product_pass import is_packed_product, packed_arguments
 
 _aten, _convert = torch.ops.aten, torch.ops.prims.convert_element_type.default
 _VIEWS = [_aten.reshape.default, _aten.view.default, _aten._unsafe_view.default]
@@ -49,7 +50,6 @@ _SWIGLU = (
     ),
     _silu_product(KeywordArg("gate"), KeywordArg("up")),
 )
-_PACKED_PRODUCT = "bitsandbytes::gemm_4bit"
 _SCALES = ("absmax", "absmax_8bit", "absmax_code", "absmax_offset")
 
 
@@ -107,7 +107,7 @@ def _value(node: Node) -> torch.Tensor:
 
 def _product(node: Node) -> _Product | None:
     """A product of one row with a matrix that is an input of the graph."""
-    if isinstance(node.target, torch._ops.OpOverload) and node.target.name() == _PACKED_PRODUCT:
+    if is_packed_product(node):
         return _packed_product(node)
     for pattern in _PRODUCTS:
         if (found := _arguments(pattern, node)) is None:
@@ -123,8 +123,7 @@ def _product(node: Node) -> _Product | None:
 
 def _packed_product(node: Node) -> _Product | None:
     """A product of one row with packed weights, whose blocks do not reach over the matrix' rows."""
-    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
-    given: dict[str, Any] = dict.fromkeys(names) | dict(zip(names, node.args, strict=False)) | node.kwargs
+    given = packed_arguments(node)
     row, packed, (_, width), block_size = (given[name] for name in ("A", "B", "shapeB", "blocksize"))
     one = statically_known_true(_value(row).numel() == width)
     if not one or _value(packed).dtype != torch.uint8 or width % block_size or _value(row).dtype not in _TYPES:

@@ -18,13 +18,13 @@ from efficientllm.serving.matrix_vector_kernels import chosen, dense, divided, f
 
 
 @triton.jit
-def _tile(
-    packed, absmax, absmax_8bit, code, offset, row, block, count,
+def load_packed(
+    packed, absmax, absmax_8bit, code, offset, row, block, count, end,
     blocks: tl.constexpr, words: tl.constexpr, nested: tl.constexpr,
 ):  # fmt: skip
-    """Eight weights of 4 bits a word `[rows, blocks, words of a block]`, and each block's scale `[rows, blocks]`."""
+    """Eight weights of 4 bits a word `[rows, blocks, words of a block]`, and each block's scale `[rows, blocks]`; zeros from `end` on."""
     index = row[:, None].to(tl.int64) * blocks + block[None, :]
-    inside = (row < count)[:, None] & (block < blocks)[None, :]
+    inside = (row < count)[:, None] & (block < end)[None, :]
     word = tl.arange(0, words)
     tile = tl.load(
         packed + index[:, :, None] * words + word[None, None, :],
@@ -39,12 +39,17 @@ def _tile(
 
 
 @triton.jit
-def _dots(tile, scale, levels, vector, shape: tl.constexpr, numbers: tl.constexpr):
-    """Each word's sum of products. A byte's first weight is in its upper half."""
+def look_up(tile, levels, shape: tl.constexpr, numbers: tl.constexpr):
+    """Each word's eight levels. A byte's first weight is in its upper half."""
     shift = 4 * (tl.arange(0, 8) ^ 1)
     level = (tile[:, :, :, None] >> shift[None, None, None, :]) & 15
-    weight = tl.reshape(tl.gather(levels, tl.reshape(level, [numbers]), 0), shape)
-    return tl.sum(weight * vector, 3) * scale[:, :, None]
+    return tl.reshape(tl.gather(levels, tl.reshape(level, [numbers]), 0), shape)
+
+
+@triton.jit
+def _dots(tile, scale, levels, vector, shape: tl.constexpr, numbers: tl.constexpr):
+    """Each word's sum of products."""
+    return tl.sum(look_up(tile, levels, shape, numbers) * vector, 3) * scale[:, :, None]
 
 
 @triton.jit
@@ -67,11 +72,13 @@ def _products(
     blocks: tl.constexpr = width // block_size
     columns: tl.constexpr = tile_blocks * block_size
     row, column, b = block * rows + tl.arange(0, rows), tl.arange(0, columns), tl.arange(0, tile_blocks)
-    first, first_scale = _tile(packed, absmax, absmax_8bit, code, offset, row, b, count, blocks, words, nested)
+    first, first_scale = load_packed(
+        packed, absmax, absmax_8bit, code, offset, row, b, count, blocks, blocks, words, nested
+    )
     first_up, first_up_scale = first, first_scale
     if gated:
-        first_up, first_up_scale = _tile(
-            packed_1, absmax_1, absmax_8bit_1, code_1, offset_1, row, b, count, blocks, words, nested
+        first_up, first_up_scale = load_packed(
+            packed_1, absmax_1, absmax_8bit_1, code_1, offset_1, row, b, count, blocks, blocks, words, nested
         )
     table = tl.load(levels + tl.arange(0, 16))
     after_earlier_kernels(early)
@@ -88,14 +95,16 @@ def _products(
         vector = tl.reshape(vector, [1, tile_blocks, words, 8])
         tile, scale = first, first_scale
         if k > 0:
-            tile, scale = _tile(packed, absmax, absmax_8bit, code, offset, row, k + b, count, blocks, words, nested)
+            tile, scale = load_packed(
+                packed, absmax, absmax_8bit, code, offset, row, k + b, count, blocks, blocks, words, nested
+            )
         dots += _dots(tile, scale, table, vector, [rows, tile_blocks, words, 8], rows * columns)
         if gated:
             tile, scale = first_up, first_up_scale
             if k > 0:
-                tile, scale = _tile(
-                    packed_1, absmax_1, absmax_8bit_1, code_1, offset_1, row, k + b, count, blocks, words, nested
-                )
+                tile, scale = load_packed(
+                    packed_1, absmax_1, absmax_8bit_1, code_1, offset_1, row, k + b, count, blocks, blocks, words, nested,
+                )  # fmt: skip
             dots_up += _dots(tile, scale, table, vector, [rows, tile_blocks, words, 8], rows * columns)
     up = tl.sum(tl.reshape(dots_up, [rows, tile_blocks * words]), 1) if gated else 1.0
     result = tl.sum(tl.reshape(dots, [rows, tile_blocks * words]), 1)

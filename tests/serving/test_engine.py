@@ -18,6 +18,7 @@ from efficientllm.models.decoder import Decoder
 from efficientllm.quantization.precision import precision
 from efficientllm.serving.engine import GreedyEngine, _most_likely_by_parts
 from efficientllm.serving.matrix_vector_pass import MatrixVectorProducts
+from efficientllm.serving.packed_product_pass import PackedProducts
 from tests.models.conftest import FAMILIES
 
 RECORDED = "CUDA graphs, one per position; decoding compiled block by block"
@@ -266,7 +267,8 @@ def test_products_with_a_vector_are_the_engines_own(
         assert engine._compile(engine_steps(engine)) is None
     assert torch.equal(engine.generate(prompts).tokens, expected)
     rewriting = [options.pop("post_grad_custom_pre_pass", None) for _, options in asked]
-    assert all(isinstance(made, MatrixVectorProducts) == (batch == 1) for made in rewriting[: decoder.config.layers])
+    kind = MatrixVectorProducts if batch == 1 else PackedProducts
+    assert all(isinstance(made, kind) for made in rewriting[: decoder.config.layers])
     single = {"triton.enable_pdl": True}
     blocks = [("block", single if batch == 1 else {})] * decoder.config.layers
     head = [("project", single)] if batch == 1 else []
