@@ -46,6 +46,11 @@ def replica(axis: str, cell: str, seed: int) -> Path:
     return MEASURE / "replicas" / axis / f"{cell}-{seed}.json"
 
 
+def evaluation(key: str) -> Path:
+    """What an evaluation gave that need not be done again; outside DVC's outputs as checkpoints are."""
+    return CHECKPOINTS / "evaluations" / f"{key}.json"
+
+
 def checkpoint(axis: str, cell: str) -> Path:
     """Folder of the checkpoint that a killed run resumes from; outside DVC's outputs, which DVC deletes before a run."""
     return CHECKPOINTS / axis / cell

@@ -24,7 +24,7 @@ from efficientllm.files import file_hash, read_checked_json, whole_directory, wr
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from efficientllm.evaluation.perplexity import WindowLosses
+    from efficientllm.evaluation.outcomes import Outcomes
 
 HELD_OUT = "test"
 RANDOM = "not measured: random weights"
@@ -72,6 +72,7 @@ def _quality(configuration: Configuration, size: str) -> dict[str, Any]:
     """Evaluates a base on the held-out text and the task, as its tuned models are, and in the type that they are in."""
     from efficientllm.device import autocast_type
     from efficientllm.device_lock import claimed
+    from efficientllm.evaluation.outcomes import Outcomes
     from efficientllm.measurement.quality import perplexity_values, task_values
     from efficientllm.models.weights import load_decoder
 
@@ -84,37 +85,29 @@ def _quality(configuration: Configuration, size: str) -> dict[str, Any]:
     return {
         "values": {key: value.model_dump(mode="json") for key, value in (values | scored).items()},
         "task_groups": groups,
-        "windows": {"nats": losses.nats.tolist(), "tokens": losses.tokens.tolist()},
-        "correct": None if correct is None else correct.tolist(),
+        **Outcomes(losses, correct).content(),
     }
 
 
-def read_base_quality(size: str) -> "tuple[WindowLosses, np.ndarray | None]":
+def read_base_quality(size: str) -> "Outcomes":
     """Reads how an untuned base does on the held-out windows and on the task.
 
     Args:
         size: A key of `bases` in params.yaml.
 
-    Returns:
-        The losses of the windows that every model tuned from it is evaluated on, and 1.0 or 0.0 for each test example with
-        choices, None where there is none.
-
     Raises:
         ArtifactError: The file is missing or damaged.
     """
-    from efficientllm.evaluation.perplexity import WindowLosses
+    from efficientllm.evaluation.outcomes import Outcomes
 
     path = paths.base_quality(size)
     content = read_checked_json(path)
     try:
-        windows, answers = content["windows"], content["correct"]
-        correct = None if answers is None else np.array(answers, dtype=np.float64)
-        losses = WindowLosses(np.array(windows["nats"], dtype=np.float64), np.array(windows["tokens"], dtype=np.int64))
+        return Outcomes.of(content)
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(
             f"{path} holds no quality of a base ({error}): run `dvc repro -f -s {pipeline.address(f'base@{size}')}`"
         ) from error
-    return losses, correct
 
 
 def _only_the_model(folder: str, names: list[str]) -> set[str]:

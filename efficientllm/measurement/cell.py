@@ -4,7 +4,6 @@ import gc
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from efficientllm import metrics, paths, registry
@@ -13,7 +12,7 @@ from efficientllm.config import Configuration
 from efficientllm.data.manifest import read_manifest
 from efficientllm.device_lock import claimed
 from efficientllm.errors import CellFailure
-from efficientllm.evaluation.perplexity import WindowLosses
+from efficientllm.evaluation.outcomes import Outcomes
 from efficientllm.files import check_directory, content_hash, file_hash
 from efficientllm.measurement import subjects
 from efficientllm.measurement.compression import compression_values
@@ -127,9 +126,9 @@ def _measure(
     # serving comes before the evaluation, whose large batches leave memory behind in the process
     base = None if axis == "pretrain" else base_folder(subjects.identity(configuration, axis, cell)[1])
     serve(configuration, axis, decoder, held_out_folder(base), meter, memory, findings)
-    losses, correct = _quality(configuration, axis, base, decoder, device, findings)
+    outcomes = _quality(configuration, axis, base, decoder, device, findings)
     laps.end("evaluation")
-    compression_values(configuration, axis, cell, losses, correct, device, findings)
+    compression_values(configuration, axis, cell, decoder, outcomes, findings)
     laps.end("comparison with the base or bfloat16")
     information["seconds"] = laps.seconds
     return findings
@@ -142,12 +141,12 @@ def _quality(
     decoder: Decoder,
     device: torch.device,
     findings: Findings,
-) -> tuple[WindowLosses | None, np.ndarray | None]:
-    """Evaluates the model; returns its losses, and whether each test example with choices was answered rightly."""
+) -> Outcomes | None:
+    """Evaluates the model; one of random weights is not."""
     wanted = {entry.key for entry in metrics.measured_metrics(axis)}
     if configuration.profile.random_weights:
         findings.missing |= {key: RANDOM for key in metrics.QUALITY if key in wanted}
-        return None, None
+        return None
     values, losses = perplexity_values(configuration, decoder, device, base)
     correct = None
     if base is not None:
@@ -157,4 +156,4 @@ def _quality(
         if correct is None:
             findings.missing["task_accuracy"] = NO_CHOICES
     findings.values |= {key: value for key, value in values.items() if key in wanted}
-    return losses, correct
+    return Outcomes(losses, correct)

@@ -9,12 +9,14 @@ import torch
 from efficientllm import registry
 from efficientllm.bases.base import RANDOM, base_folder, read_base_quality
 from efficientllm.config import Configuration
-from efficientllm.evaluation.perplexity import WindowLosses
+from efficientllm.evaluation.outcomes import Outcomes
 from efficientllm.measurement import subjects
 from efficientllm.measurement.findings import Findings
+from efficientllm.measurement.kept_evaluations import evaluation_key, keep, kept
 from efficientllm.measurement.quality import NO_CHOICES, perplexity_values, task_values
 from efficientllm.measurement.quality_change import accuracy_change, perplexity_change
 from efficientllm.measurement.statistics import bootstrap_interval, single
+from efficientllm.models.decoder import Decoder
 from efficientllm.quantization.precision import precision
 
 _CHANGES = ("perplexity_change", "task_accuracy_change")
@@ -26,9 +28,8 @@ def compression_values(
     configuration: Configuration,
     axis: registry.Axis,
     cell: str,
-    losses: WindowLosses | None,
-    correct: np.ndarray | None,
-    device: torch.device,
+    decoder: Decoder,
+    outcomes: Outcomes | None,
     findings: Findings,
 ) -> None:
     """Adds the model compression rate and the change of quality: from the untuned base, or from bfloat16.
@@ -39,9 +40,8 @@ def compression_values(
         configuration: The run's parameters.
         axis: The cell's axis.
         cell: The cell's name.
-        losses: Losses of the test windows; None where they were not taken.
-        correct: 1.0 or 0.0 for each test example of the task; None where none has choices.
-        device: Where the model that the cell is compared with is evaluated.
+        decoder: The cell's model.
+        outcomes: What evaluating it gave; None where it was not evaluated.
         findings: Takes the value, or the reason for its absence.
     """
     key = "model_compression_rate"
@@ -54,37 +54,26 @@ def compression_values(
         findings.values[key] = single(
             key, whole / stored, method="bytes of the base's weights over bytes that the method stores"
         )
-        _tuned(configuration, size, losses, correct, findings)
+        _tuned(configuration, size, outcomes, findings)
         return
-    _quantized(configuration, cell, losses, correct, device, findings)
+    _quantized(configuration, cell, decoder, outcomes, findings)
 
 
-def _tuned(
-    configuration: Configuration,
-    size: str,
-    losses: WindowLosses | None,
-    correct: np.ndarray | None,
-    findings: Findings,
-) -> None:
+def _tuned(configuration: Configuration, size: str, outcomes: Outcomes | None, findings: Findings) -> None:
     """Compares a tuned cell with its base: what it has learned of the task and forgotten of the text."""
-    if configuration.profile.random_weights or losses is None:
+    if configuration.profile.random_weights or outcomes is None:
         findings.missing |= dict.fromkeys(_CHANGES, RANDOM)
         return
-    base_losses, base_correct = read_base_quality(size)
-    findings.values["perplexity_change"] = perplexity_change(losses, base_losses, _UNTUNED)
-    if correct is None or base_correct is None:
+    base = read_base_quality(size)
+    findings.values["perplexity_change"] = perplexity_change(outcomes.losses, base.losses, _UNTUNED)
+    if outcomes.correct is None or base.correct is None:
         findings.missing["task_accuracy_change"] = NO_CHOICES
     else:
-        findings.values["task_accuracy_change"] = accuracy_change(correct, base_correct, _UNTUNED)
+        findings.values["task_accuracy_change"] = accuracy_change(outcomes.correct, base.correct, _UNTUNED)
 
 
 def _quantized(
-    configuration: Configuration,
-    cell: str,
-    losses: WindowLosses | None,
-    correct: np.ndarray | None,
-    device: torch.device,
-    findings: Findings,
+    configuration: Configuration, cell: str, decoder: Decoder, outcomes: Outcomes | None, findings: Findings
 ) -> None:
     """Compares a quantized cell with the same model in bfloat16: bytes, perplexity, accuracy, and the rate of both."""
     technique, size = subjects.identity(configuration, "quantize", cell)
@@ -99,18 +88,17 @@ def _quantized(
         "ratio_nominal": 16 / precision(technique).nominal_bits,
     }
     findings.information["compression"] = sizes
-    if configuration.profile.random_weights or losses is None:
+    if configuration.profile.random_weights or outcomes is None:
         findings.missing |= dict.fromkeys((*_CHANGES, "model_compression_rate"), RANDOM)
         return
-    reference: np.ndarray | None
     if technique == subjects.REFERENCE_PRECISION:
-        reference_losses, reference = losses, correct
+        original = outcomes
+        keep(evaluation_key(configuration, decoder, base_folder(size)), outcomes)
     else:
-        base, original = base_folder(size), subjects.reference(configuration, size, device)
-        _, reference_losses = perplexity_values(configuration, original, device, base)
-        _, _, reference = task_values(configuration, original, device, base)
-    findings.values["perplexity_change"] = perplexity_change(losses, reference_losses, _BFLOAT16)
-    sizes["perplexity_bfloat16"] = math.exp(reference_losses.mean)
+        original = _in_bfloat16(configuration, size, decoder.embed_tokens.weight.device)
+    findings.values["perplexity_change"] = perplexity_change(outcomes.losses, original.losses, _BFLOAT16)
+    sizes["perplexity_bfloat16"] = math.exp(original.losses.mean)
+    correct, reference = outcomes.correct, original.correct
     if correct is None or reference is None:
         findings.missing |= dict.fromkeys(("task_accuracy_change", "model_compression_rate"), NO_CHOICES)
         return
@@ -132,3 +120,16 @@ def _quantized(
         "model_compression_rate", ratio * kept, n=len(correct), interval=(ratio * low, ratio * high),
         method="stored bytes of bfloat16 over this cell's, times task accuracy over bfloat16's; paired bootstrap",
     )  # fmt: skip
+
+
+def _in_bfloat16(configuration: Configuration, size: str, device: torch.device) -> Outcomes:
+    """What evaluating the tuned model in bfloat16 gives; it is evaluated once."""
+    decoder, base = subjects.reference(configuration, size, device), base_folder(size)
+    key = evaluation_key(configuration, decoder, base)
+    outcomes = kept(key)
+    if outcomes is None:
+        _, losses = perplexity_values(configuration, decoder, device, base)
+        _, _, correct = task_values(configuration, decoder, device, base)
+        outcomes = Outcomes(losses, correct)
+        keep(key, outcomes)
+    return outcomes

@@ -104,10 +104,10 @@ def test_a_pretraining_run(run: Path) -> None:
     torch.testing.assert_close(load_decoder(base_folder("small"))(TOKENS).logits, decoder(TOKENS).logits)
     perplexity = quality()["perplexity"]
     assert 150 < perplexity < 600  # about the vocabulary's size: the weights are random
-    losses, correct = read_base_quality("small")
-    assert correct is not None
-    assert math.exp(losses.mean) == pytest.approx(perplexity)
-    assert 100 * correct.mean() == pytest.approx(quality()["task_accuracy"])
+    outcomes = read_base_quality("small")
+    assert outcomes.correct is not None
+    assert math.exp(outcomes.losses.mean) == pytest.approx(perplexity)
+    assert 100 * outcomes.correct.mean() == pytest.approx(quality()["task_accuracy"])
     paths.base_quality("small").write_text('{"reason": "out of memory"}')
     with pytest.raises(ArtifactError, match="holds no quality of a base"):
         read_base_quality("small")
@@ -121,7 +121,7 @@ def test_a_task_of_free_answers_has_everything_but_an_accuracy(run: Path) -> Non
     llama(vocabulary).save_pretrained(run / "checkpoint")
     make_base(configuration(run / "checkpoint"), "small")
     assert set(quality()) == {"perplexity", "bits_per_byte", "task_loss", "exact_match"}
-    assert read_base_quality("small")[1] is None
+    assert read_base_quality("small").correct is None
     groups = json.loads(paths.base_quality("small").read_text())["task_groups"]
     assert groups["file"]["accuracy"] is None
     assert groups["file"]["exact_match"] == 0

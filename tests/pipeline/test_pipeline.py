@@ -80,6 +80,9 @@ def test_others_are_compared_with_bfloat16_as_its_own_cell_evaluates_it(finished
             assert compared_with == pytest.approx(expected, rel=1e-9)
             change = record.metrics["perplexity"].value - compared_with
             assert record.metrics["perplexity_change"].value == pytest.approx(change, abs=1e-9)
+    # evaluated once for each size: what the others are compared with has the very weights of the stored bfloat16 model
+    kept = list((finished.root / paths.evaluation("any").parent).iterdir())
+    assert len(kept) == len(load(finished.root).parameters.sizes)
 
 
 def test_tables_and_report(finished: Project) -> None:
