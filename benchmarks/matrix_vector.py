@@ -72,9 +72,9 @@ def compare(
         layers = _drawn(int(width), sizes, around, arguments.bytes, device, stored, read)
         layer_bytes = _bytes(layers[0], read)
         with torch.inference_mode():
-            by_baseline = _microseconds(lambda i, layers=layers: baseline(**layers[i]), len(layers), arguments, device)
+            by_baseline = microseconds(lambda i, layers=layers: baseline(**layers[i]), len(layers), arguments, device)
             for tile in arguments.tiles.split(",") if device.type == "cuda" else ["none"]:
-                taken = _microseconds(_call(tile, layers, sizes, operator, tiled), len(layers), arguments, device)
+                taken = microseconds(_call(tile, layers, sizes, operator, tiled), len(layers), arguments, device)
                 row = {
                     "shape": shape, "tile": tile, "megabytes": layer_bytes / 1e6, f"{key}_us": by_baseline, "us": taken,
                     f"x_{key}": by_baseline / taken, "roof": layer_bytes / (taken / 1e6) / bandwidth,
@@ -144,7 +144,7 @@ def _call(
     return call
 
 
-def _microseconds(
+def microseconds(
     call: Callable[[int], torch.Tensor], count: int, arguments: argparse.Namespace, device: torch.device
 ) -> float:
     """The shortest time of `arguments.repeats` of a call, in a sequence that is recorded where there is a GPU."""

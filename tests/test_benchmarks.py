@@ -148,3 +148,16 @@ def test_matrix_vector(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: st
     found = table(tmp_path / "m.csv")
     assert [row["shape"] for row in found] == shapes.split(",")
     assert all(float(row["us"]) > 0 and float(row[baseline]) > 0 for row in found)
+
+
+def test_packed_product(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    arguments = ("--shapes", "64:16,128:32", "--rows", "2,3", "--weights", "5e3", "--repeats", "1")
+    run(monkeypatch, "packed_product.py", *arguments, "--out", str(tmp_path / "p.csv"))
+    found = table(tmp_path / "p.csv")
+    assert [(row["shape"], row["rows"]) for row in found] == [
+        ("64:16", "2"),
+        ("64:16", "3"),
+        ("128:32", "2"),
+        ("128:32", "3"),
+    ]
+    assert all(float(row[key]) > 0 for row in found for key in ("us", "bitsandbytes_us", "bfloat16_us"))
