@@ -12,6 +12,7 @@ import itertools
 import random
 import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -231,13 +232,18 @@ def _warm_up(workload: Workload, settings: MeasureSettings) -> tuple[int, float,
 def _run_for(workload: Workload, seconds: float, least_calls: int) -> tuple[int, float]:
     """Calls for a while, and returns how often and for how long.
 
-    The device is waited for at the end only, or every few calls, so that it is never idle.
+    The host waits for an earlier call, or it would run ahead of the clock; not for the last one before the end, or the device
+    would be idle until the host has prepared the next.
     """
+    launched = deque[torch.cuda.Event]()
     started, calls = time.perf_counter(), 0
     while calls < least_calls or time.perf_counter() - started < seconds:
         workload.step()
         calls += 1
-        if calls % least_calls == 0:
-            synchronize(workload.device)  # or the host would run ahead of the clock
+        if workload.device.type == "cuda":
+            launched.append(torch.cuda.Event())
+            launched[-1].record()
+            if len(launched) == least_calls:
+                launched.popleft().synchronize()
     synchronize(workload.device)
     return calls, time.perf_counter() - started

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import tracemalloc
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain, count, cycle, repeat
@@ -335,6 +336,34 @@ def test_memory_is_not_sampled_while_the_device_catches_up(monkeypatch: pytest.M
         [Workload(step, 1, 1, CPU)], SETTINGS, Meter(), meter, window_calls=4, seed=0  # type: ignore[arg-type]
     )  # fmt: skip
     assert all(reading.mean > 3 for reading in result.memory)
+
+
+def test_a_window_keeps_the_device_busy_and_the_host_near(monkeypatch: pytest.MonkeyPatch) -> None:
+    least, pending, done, depths = 3, deque[int](), [0], list[int]()
+
+    class Event:
+        def record(self) -> None:
+            self.call = pending[-1]
+
+        def synchronize(self) -> None:
+            while pending and pending[0] <= self.call:
+                done[0] = pending.popleft()
+            depths.append(len(pending))
+
+    def step() -> None:
+        pending.append(done[0] + len(pending) + 1)
+        time.sleep(0.001)
+
+    def wait_for_all(device: torch.device) -> None:
+        pending.clear()
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr("efficientllm.measurement.protocol.synchronize", wait_for_all)
+    calls, _ = protocol._run_for(Workload(step, 1, 1, torch.device("cuda")), 0.05, least)
+    assert calls > least
+    assert len(depths) == calls - least + 1
+    assert set(depths) == {least - 1}, "the device has the next calls' work whenever the host waits"
+    assert not pending
 
 
 def test_compared_workloads_take_turns_in_random_order() -> None:
