@@ -39,17 +39,12 @@ def load_packed(
 
 
 @triton.jit
-def look_up(tile, levels, shape: tl.constexpr, numbers: tl.constexpr):
-    """Each word's eight levels. A byte's first weight is in its upper half."""
+def _dots(tile, scale, levels, vector, shape: tl.constexpr, numbers: tl.constexpr):
+    """Each word's sum of products. A byte's first weight is in its upper half."""
     shift = 4 * (tl.arange(0, 8) ^ 1)
     level = (tile[:, :, :, None] >> shift[None, None, None, :]) & 15
-    return tl.reshape(tl.gather(levels, tl.reshape(level, [numbers]), 0), shape)
-
-
-@triton.jit
-def _dots(tile, scale, levels, vector, shape: tl.constexpr, numbers: tl.constexpr):
-    """Each word's sum of products."""
-    return tl.sum(look_up(tile, levels, shape, numbers) * vector, 3) * scale[:, :, None]
+    weight = tl.reshape(tl.gather(levels, tl.reshape(level, [numbers]), 0), shape)
+    return tl.sum(weight * vector, 3) * scale[:, :, None]
 
 
 @triton.jit

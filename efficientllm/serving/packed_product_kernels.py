@@ -14,10 +14,19 @@ import triton.language as tl  # type: ignore[import-not-found,import-untyped,unu
 
 from efficientllm.device import has_dependent_launch
 from efficientllm.models.sparse_kernels.tiles import after_earlier_kernels, power_of_two, unit_stride
-from efficientllm.serving.packed_matrix_vector_kernels import load_packed, look_up
+from efficientllm.serving.packed_matrix_vector_kernels import load_packed
 
 _MOST_PARTS = 8
 _PROGRAMS_OF_PROCESSOR = 3
+
+
+@triton.jit
+def _look_up(tile, levels, shape: tl.constexpr, numbers: tl.constexpr):
+    """Each word's eight levels, which stay with the thread that has the word. A byte's first weight is in its upper half."""
+    halves = tl.join(tile, tile >> 16)
+    pairs = tl.join(halves, halves >> 8)
+    level = tl.join(pairs >> 4, pairs) & 15
+    return tl.reshape(tl.gather(levels, tl.reshape(level, [numbers]), 0), shape)
 
 
 @triton.jit
@@ -44,7 +53,7 @@ def _products(
         next_tile, next_scale = load_packed(
             packed, absmax, absmax_8bit, code, offset, row, k + tile_blocks + b, count, end, blocks, words, nested
         )
-        weight = look_up(tile, table, [rows, tile_blocks, words, 8], rows * columns) * scale[:, :, None, None]
+        weight = _look_up(tile, table, [rows, tile_blocks, words, 8], rows * columns) * scale[:, :, None, None]
         place = k * block_size + column
         there = (place < end * block_size)[:, None] & (m < batch)[None, :]
         x_tile = tl.load(x + m[None, :] * x_b + place[:, None], mask=there, other=0.0)
