@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from efficientllm.serving.packed_matrix_vector import levels, packed_matrix_vector
 
-_BLOCK_SIZE, _KIND = 64, "nf4"
+BLOCK_SIZE, KIND = 64, "nf4"
 
 
 def main() -> None:
@@ -26,20 +26,24 @@ def main() -> None:
     compare(arguments, _packed, read, "bitsandbytes", _by_bitsandbytes, packed_matrix_vector, _tiled)
 
 
+def quantized(weight: torch.Tensor) -> tuple[torch.Tensor, Any]:
+    """A matrix in 4 bits with scales in 8, and bitsandbytes' state of it."""
+    packed, state = quantize_4bit(weight, blocksize=BLOCK_SIZE, compress_statistics=True, quant_type=KIND)
+    return packed, state
+
+
 def _packed(weights: list[torch.Tensor]) -> dict[str, Any]:
-    quantized = [
-        quantize_4bit(weight, blocksize=_BLOCK_SIZE, compress_statistics=True, quant_type=_KIND) for weight in weights
-    ]
-    states = [state for _, state in quantized]
+    stored = [quantized(weight) for weight in weights]
+    states = [state for _, state in stored]
     return {
-        "packed": [packed for packed, _ in quantized],
+        "packed": [packed for packed, _ in stored],
         "sizes": [weight.shape[0] for weight in weights],
         "absmax": [state.state2.absmax for state in states],
         "absmax_8bit": [state.absmax for state in states],
         "absmax_code": [state.state2.code for state in states],
         "absmax_offset": [state.offset for state in states],
-        "block_size": _BLOCK_SIZE,
-        "quantization_type": _KIND,
+        "block_size": BLOCK_SIZE,
+        "quantization_type": KIND,
     }
 
 
@@ -54,7 +58,7 @@ def _by_bitsandbytes(
     x = row if gain is None else F.rms_norm(row, gain.shape, gain, epsilon)
     products = [
         torch.ops.bitsandbytes.gemm_4bit.default(
-            x, packed, [size, row.shape[1]], absmax, _BLOCK_SIZE, _KIND, None, scales, code, offset
+            x, packed, [size, row.shape[1]], absmax, BLOCK_SIZE, KIND, None, scales, code, offset
         )
         for packed, size, absmax, scales, code, offset in zip(
             *(stored[name] for name in ("packed", "sizes", "absmax", "absmax_8bit", "absmax_code", "absmax_offset")),

@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bitsandbytes.functional import quantize_4bit
 from csv_table import write_table
 from matrix_vector import microseconds
+from packed_matrix_vector import BLOCK_SIZE, KIND, quantized
 
 from efficientllm.device import select_device
 from efficientllm.serving.packed_matrix_vector import levels
 from efficientllm.serving.packed_product import packed_product
 
-_BLOCK_SIZE, _KIND = 64, "nf4"
 _SHAPES = "2048:2048,2048:8192,8192:2048,3584:512,3584:3584,3584:18944,18944:3584"
 """Products of layers of Llama-3.2-1B and Qwen2.5-7B."""
 
@@ -53,9 +52,9 @@ def main() -> None:
 
 def _stored(matrix: torch.Tensor) -> tuple[Any, ...]:
     """All arguments of a product behind x."""
-    packed, state = quantize_4bit(matrix, blocksize=_BLOCK_SIZE, compress_statistics=True, quant_type=_KIND)
+    packed, state = quantized(matrix)
     scales = (state.absmax, state.state2.code, state.offset)
-    return packed, list(matrix.shape), state.state2.absmax, _BLOCK_SIZE, _KIND, None, *scales
+    return packed, list(matrix.shape), state.state2.absmax, BLOCK_SIZE, KIND, None, *scales
 
 
 def _compared(

@@ -237,6 +237,12 @@ def content_hash(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
+def sources_hash(root: Path, parts: Sequence[str] = (".",)) -> str:
+    """Returns a SHA-256 of all Python files below some folders of a root, names included."""
+    sources = sorted({path for part in parts for path in (root / part).rglob("*.py")})
+    return content_hash({str(path.relative_to(root)): file_hash(path) for path in sources})
+
+
 def size_on_disk(path: Path) -> int:
     """Returns the bytes of a file, or of all files below a folder."""
     if path.is_file():

@@ -15,7 +15,7 @@ from efficientllm.config import Configuration
 from efficientllm.data.tokenizer import TOKENIZER_FILE
 from efficientllm.errors import ArtifactError
 from efficientllm.evaluation.outcomes import Outcomes
-from efficientllm.files import content_hash, file_hash, read_checked_json, write_checked_json
+from efficientllm.files import content_hash, file_hash, read_checked_json, sources_hash, write_checked_json
 from efficientllm.measurement.quality import held_out_folder
 from efficientllm.models.decoder import Decoder
 
@@ -39,7 +39,7 @@ def evaluation_key(configuration: Configuration, decoder: Decoder, base: Path) -
             "tokenizer": file_hash(base / TOKENIZER_FILE),
             "lengths": [profile.pretrain.training.sequence_length, profile.tune.training.sequence_length],
             "settings": [profile.measure.perplexity_windows, profile.measure.evaluation_batch_size],
-            "code": _code_hash(),
+            "code": sources_hash(Path(efficientllm.__file__).parent),
             "machine": [file_hash(paths.HARDWARE), str(device), torch.get_num_threads(), torch.__version__],
         }
     )
@@ -67,11 +67,4 @@ def _weights_hash(decoder: Decoder) -> str:
     for name, tensor in sorted(decoder.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def _code_hash() -> str:
-    folder, digest = Path(efficientllm.__file__).parent, hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
-        digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()

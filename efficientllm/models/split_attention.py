@@ -5,8 +5,6 @@ without dividing it. The program that finishes last for a group puts the parts t
 waited for.
 """
 
-import functools
-
 # mypy: disable-error-code="untyped-decorator,no-untyped-def"
 import torch
 import triton  # type: ignore[import-not-found,import-untyped,unused-ignore]
@@ -16,15 +14,20 @@ from efficientllm.device import has_dependent_launch
 from efficientllm.models.sparse_kernels.tiles import (
     LOG2_E,
     after_earlier_kernels,
+    finished_parts,
     load_rows,
+    most_parts,
+    multiprocessors,
     power_of_two,
     shared_memory,
     softmax_step,
+    split,
     unit_stride,
 )
 
 _MOST_TILE_KEYS = 128
-_MOST_PARTS = 32
+MOST_PARTS = 32
+"""Parts of a group's keys at most."""
 
 
 @triton.jit
@@ -126,8 +129,9 @@ def split_attention(
     q, k, v = (unit_stride(x) for x in (q_bkgd, k_bksd, v_bkse))
     rows, key_padded, padded = power_of_two(groups), power_of_two(key_width), power_of_two(width)
     columns = tile_keys(rows, key_padded, padded, q.element_size(), shared_memory(q.device))
-    share, parts = split(heads, keys, columns, _programs(q.device))
-    most = 1 if parts == 1 else int(triton.next_power_of_2(_most_parts(heads, _programs(q.device))))
+    programs = multiprocessors(q.device)
+    share, parts = split(heads, keys, columns, programs, MOST_PARTS)
+    most = 1 if parts == 1 else int(triton.next_power_of_2(most_parts(heads, programs, MOST_PARTS)))
     few = int(triton.next_power_of_2(groups))
     early = has_dependent_launch(q.device)
     out = torch.empty(batch, key_heads, groups, width, dtype=q.dtype, device=q.device)
@@ -140,7 +144,7 @@ def split_attention(
         mask = mask_bkgs.view(torch.int8) if hidden else mask_bkgs
         mask_strides = mask.expand(batch, key_heads, groups, keys).stride()
     _attend[(parts, heads)](
-        q, k, v, mask, out, mixed_parts, sums, _finished(q.device), keys, parts, share, key_heads, scale * LOG2_E,
+        q, k, v, mask, out, mixed_parts, sums, finished_parts(q.device, programs), keys, parts, share, key_heads, scale * LOG2_E,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *mask_strides,
         groups=groups, key_width=key_width, key_padded=key_padded, width=width, padded=padded, rows=rows,
         columns=columns, most=most, few=few, hidden=hidden, biased=mask_bkgs is not None and not hidden, early=early,
@@ -155,26 +159,3 @@ def tile_keys(rows: int, key_width: int, width: int, bytes_of_number: int, room:
     while keys > 16 and (2 * keys + 3 * rows) * (key_width + width) * bytes_of_number > room:
         keys //= 2
     return keys
-
-
-def split(heads: int, keys: int, columns: int, programs: int) -> tuple[int, int]:
-    """Keys of a part, a multiple of a tile's, and the number of parts, which together fill a device."""
-    share = -(-keys // _most_parts(heads, programs))
-    share = -(-share // columns) * columns
-    return share, -(-keys // share)
-
-
-def _most_parts(heads: int, programs: int) -> int:
-    return max(1, min(_MOST_PARTS, programs // heads))
-
-
-def _programs(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 16
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
-@functools.cache
-def _finished(device: torch.device) -> torch.Tensor:
-    """How many parts of each group are done; zero between calls. There are never more groups that are taken apart."""
-    return torch.zeros(_programs(device), dtype=torch.int32, device=device)

@@ -5,15 +5,20 @@ columns are split among programs too, or a matrix of few rows would leave most o
 its rows adds the parts up.
 """
 
-import functools
-
 # mypy: disable-error-code="untyped-decorator,no-untyped-def"
 import torch
 import triton  # type: ignore[import-not-found,import-untyped,unused-ignore]
 import triton.language as tl  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
 from efficientllm.device import has_dependent_launch
-from efficientllm.models.sparse_kernels.tiles import after_earlier_kernels, power_of_two, unit_stride
+from efficientllm.models.sparse_kernels.tiles import (
+    after_earlier_kernels,
+    finished_parts,
+    multiprocessors,
+    power_of_two,
+    split,
+    unit_stride,
+)
 from efficientllm.serving.packed_matrix_vector_kernels import load_packed
 
 _MOST_PARTS = 8
@@ -27,6 +32,14 @@ def _look_up(tile, levels, shape: tl.constexpr, numbers: tl.constexpr):
     pairs = tl.join(halves, halves >> 8)
     level = tl.join(pairs >> 4, pairs) & 15
     return tl.reshape(tl.gather(levels, tl.reshape(level, [numbers]), 0), shape)
+
+
+@triton.jit
+def _store(sums, bias, out, row, m, batch, count, biased: tl.constexpr):
+    if biased:
+        sums += tl.load(bias + row, mask=row < count, other=0.0).to(tl.float32)[:, None]
+    inside = (row < count)[:, None] & (m < batch)[None, :]
+    tl.store(out + m[None, :] * count + row[:, None], sums, mask=inside)
 
 
 @triton.jit
@@ -59,7 +72,6 @@ def _products(
         x_tile = tl.load(x + m[None, :] * x_b + place[:, None], mask=there, other=0.0)
         sums = tl.dot(tl.reshape(weight.to(x_tile.dtype), [rows, columns]), x_tile, sums, input_precision="ieee")
         tile, scale = next_tile, next_scale
-    inside = (row < count)[:, None] & (m < batch)[None, :]
     if parts > 1:
         own = partial + (group * parts * rows + tl.arange(0, rows))[:, None] * batch_rows + m[None, :]
         tl.store(own + piece * rows * batch_rows, sums)
@@ -69,14 +81,10 @@ def _products(
             for other in tl.static_range(parts):
                 # past the multiprocessor's own cache, which does not see what others have stored
                 total += tl.load(own + other * rows * batch_rows, cache_modifier=".cg")
-            if biased:
-                total += tl.load(bias + row, mask=row < count, other=0.0).to(tl.float32)[:, None]
-            tl.store(out + m[None, :] * count + row[:, None], total, mask=inside)
+            _store(total, bias, out, row, m, batch, count, biased)
             tl.store(finished + group, 0)  # for the next call
     else:
-        if biased:
-            sums += tl.load(bias + row, mask=row < count, other=0.0).to(tl.float32)[:, None]
-        tl.store(out + m[None, :] * count + row[:, None], sums, mask=inside)
+        _store(sums, bias, out, row, m, batch, count, biased)
 
 
 def launch(
@@ -110,35 +118,17 @@ def launch(
     rows, columns, warps = tile or (64, 128, 4)
     tile_blocks = max(1, columns // block_size)
     blocks, groups = width // block_size, -(-count // rows)
-    share, parts = split(blocks, tile_blocks, groups, _programs(x.device))
+    programs = _PROGRAMS_OF_PROCESSOR * multiprocessors(x.device)
+    share, parts = split(groups, blocks, tile_blocks, programs, _MOST_PARTS)
     batch_rows = power_of_two(batch)
     scales, code, offset = nested
     partial = x.new_empty(groups * parts * rows * batch_rows if parts > 1 else 1, dtype=torch.float32)
     early = has_dependent_launch(x.device)
     _products[(groups, parts)](
         x, packed.reshape(-1).view(torch.int32), absmax, x if scales is None else scales, levels if code is None else code,
-        levels if offset is None else offset, levels, x if bias is None else bias, out, partial, _finished(x.device),
-        batch, count, x.stride(0), share, width=width, block_size=block_size, rows=rows, tile_blocks=tile_blocks,
-        batch_rows=batch_rows, parts=parts, nested=scales is not None, biased=bias is not None, early=early,
-        num_warps=warps, **({"launch_pdl": True} if early else {}),
+        levels if offset is None else offset, levels, x if bias is None else bias, out, partial,
+        finished_parts(x.device, programs), batch, count, x.stride(0), share,
+        width=width, block_size=block_size, rows=rows, tile_blocks=tile_blocks, batch_rows=batch_rows, parts=parts,
+        nested=scales is not None, biased=bias is not None, early=early, num_warps=warps,
+        **({"launch_pdl": True} if early else {}),
     )  # fmt: skip
-
-
-def split(blocks: int, tile_blocks: int, groups: int, programs: int) -> tuple[int, int]:
-    """Blocks of scales of a part, a multiple of a tile's, and the number of parts, which together fill a device."""
-    parts = max(1, min(_MOST_PARTS, programs // groups))
-    share = -(-blocks // parts)
-    share = -(-share // tile_blocks) * tile_blocks
-    return share, -(-blocks // share)
-
-
-def _programs(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 16
-    return _PROGRAMS_OF_PROCESSOR * torch.cuda.get_device_properties(device).multi_processor_count
-
-
-@functools.cache
-def _finished(device: torch.device) -> torch.Tensor:
-    """How many parts of each group of rows are done; zero between calls. There are never more groups that are taken apart."""
-    return torch.zeros(_programs(device), dtype=torch.int32, device=device)

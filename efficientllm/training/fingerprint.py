@@ -4,7 +4,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from efficientllm.files import content_hash, file_hash
+from efficientllm.files import content_hash, sources_hash
 
 _TRAINING_CODE = ("data", "models", "training", "tuning")
 
@@ -12,9 +12,7 @@ _TRAINING_CODE = ("data", "models", "training", "tuning")
 @cache
 def code_hash() -> str:
     """Hash of the source files that decide what a training run computes."""
-    root = Path(__file__).parent.parent
-    sources = sorted(path for package in _TRAINING_CODE for path in (root / package).rglob("*.py"))
-    return content_hash({str(path.relative_to(root)): file_hash(path) for path in sources})
+    return sources_hash(Path(__file__).parent.parent, _TRAINING_CODE)
 
 
 def fingerprint(**inputs: Any) -> str:

@@ -42,17 +42,17 @@ def test_equals_the_equation(triton_device, sequences, key_heads, groups, width,
     for _ in range(2):  # the second call finds what the first left behind
         found = module.split_attention(q, k, v, mask, 0.3)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    assert not module._finished(triton_device).any()
+    assert not module.finished_parts(triton_device, module.multiprocessors(triton_device)).any()
 
 
 @pytest.mark.triton
 @pytest.mark.parametrize("heads", [1, 7, 32, 132, 4000])
 def test_parts_cover_the_keys_and_fill_the_device(heads):
     pytest.importorskip("triton")
-    from efficientllm.models.split_attention import split
+    from efficientllm.models.split_attention import MOST_PARTS, split
 
     for keys in (1, 64, 65, 513, 2041, 8177, 131072):
-        share, parts = split(heads, keys, 64, 132)
+        share, parts = split(heads, keys, 64, 132, MOST_PARTS)
         assert (parts - 1) * share < keys <= parts * share
         assert share % 64 == 0
         assert parts <= max(1, min(32, 132 // heads))

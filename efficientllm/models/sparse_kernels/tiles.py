@@ -1,5 +1,6 @@
 """What the kernels share: loads and steps of a tile, and how their operators are declared to PyTorch."""
 
+import functools
 import math
 from typing import Any
 
@@ -85,6 +86,40 @@ def is_small(device: torch.device) -> bool:
 def is_large(q: torch.Tensor) -> bool:
     """Whether a head takes more shared memory than the larger tiles leave room for."""
     return q.dtype == torch.float32 or q.shape[-1] > (64 if is_small(q.device) else 128)
+
+
+def multiprocessors(device: torch.device) -> int:
+    """A GPU's multiprocessors; sixteen where the kernels are interpreted."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 16
+
+
+def split(groups: int, size: int, step: int, programs: int, most: int) -> tuple[int, int]:
+    """How groups are taken apart, so that together they fill a device.
+
+    Args:
+        groups: Groups of programs, each of which has a part of the same work.
+        size: What there is to be done in each.
+        step: What a program does at once.
+        programs: Programs that fill the device.
+        most: Parts at most.
+
+    Returns:
+        What a part does, a multiple of a step, and the number of parts.
+    """
+    share = -(-size // most_parts(groups, programs, most))
+    share = -(-share // step) * step
+    return share, -(-size // share)
+
+
+def most_parts(groups: int, programs: int, most: int) -> int:
+    """Parts of a group of which there is enough to do."""
+    return max(1, min(most, programs // groups))
+
+
+@functools.cache
+def finished_parts(device: torch.device, programs: int) -> torch.Tensor:
+    """How many parts of each group are done; zero between calls. There are never more groups that are taken apart."""
+    return torch.zeros(programs, dtype=torch.int32, device=device)
 
 
 def save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
