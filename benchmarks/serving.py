@@ -9,15 +9,17 @@ of generated tokens that equal ours, which is below 1 where near ties are rounde
 
 A combination that fails (out of memory, a kernel that is missing) prints its reason, and the others go on. With --out the
 table is written after each row, and a run that was cut short goes on with the rows that are missing, on a device of the same
-name alone. J/token and the multiprocessors' clock, read when the last request has ended, need NVML and are empty without it.
+name alone. J/token, and the GPU's busy share and mean clock while requests are served, need NVML and are empty without it.
 `roof` is the share of the measured copy bandwidth at which a decoding step reads what it must read.
 """
 
 import argparse
+import contextlib
 import itertools
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,7 @@ from efficientllm.errors import MeasurementError
 from efficientllm.measurement.memory import GIB
 from efficientllm.measurement.nvml import NvmlDevice
 from efficientllm.measurement.subjects import bytes_in_memory
+from efficientllm.measurement.utilization import UtilizationMeter, UtilizationReading
 from efficientllm.registry import precision_keys
 from efficientllm.serving.bandwidth import copy_bandwidth
 from efficientllm.serving.clock import Clock
@@ -137,26 +140,26 @@ def _measured(
         times.append(server.times if isinstance(server, Ours) else clock.seconds())
         return tokens
 
-    request_seconds, request_joules, tokens = _window(request, arguments, device, nvml)
-    sm_clock = None if nvml is None else nvml.sm_clock_mhz()
-    prefill_seconds, prefill_joules, _ = _window(lambda: server.prefill(prompts), arguments, device, nvml)
+    requests = _window(request, arguments, device, nvml)
+    prefills = _window(lambda: server.prefill(prompts), arguments, device, nvml)
     gaps = [later - earlier for batch_times in times for earlier, later in itertools.pairwise(batch_times)]
     step = statistics.median(gaps)
     count, decoded = batch * arguments.output, batch * (arguments.output - 1)
     read = bytes_per_step(model, batch, arguments.prompt + arguments.output / 2)
-    joules = None if request_joules is None or prefill_joules is None else (request_joules, prefill_joules)
-    return tokens, {
+    joules = None if requests.joules is None or prefills.joules is None else (requests.joules, prefills.joules)
+    return requests.result, {
         "ttft_ms": 1000 * statistics.median(batch_times[0] for batch_times in times),
         "itl_ms_p50": 1000 * step,
         "itl_ms_p95": 1000 * sorted(gaps)[int(0.95 * (len(gaps) - 1))],
-        "prefill_ms": 1000 * prefill_seconds,
-        "requests_per_second": batch / request_seconds,
-        "tokens_per_second": count / request_seconds,
+        "prefill_ms": 1000 * prefills.seconds,
+        "requests_per_second": batch / requests.seconds,
+        "tokens_per_second": count / requests.seconds,
         "weights_gib": bytes_in_memory(model) / GIB,
         "cache_gib": batch * (arguments.prompt + arguments.output) * cache_bytes_per_token(model) / GIB,
         "peak_gib": torch.cuda.max_memory_allocated(device) / GIB if device.type == "cuda" else None,
-        "watts": joules and joules[0] / request_seconds,
-        "sm_clock_mhz": sm_clock,
+        "watts": joules and joules[0] / requests.seconds,
+        "sm_clock_mhz": requests.busy.sm_clock_mhz,
+        "busy_percent": requests.busy.percent if requests.busy.on_gpu else None,
         "joules_per_token": joules and joules[0] / count,
         "prefill_joules_per_token": joules and joules[1] / (batch * arguments.prompt),
         "decode_joules_per_token": joules and (joules[0] - joules[1]) / decoded,
@@ -166,21 +169,35 @@ def _measured(
     }
 
 
+@dataclass(frozen=True)
+class _Window:
+    """Seconds and joules of a call, the mean over a window; what the last call returned; how busy the GPU was."""
+
+    seconds: float
+    joules: float | None
+    result: Any
+    busy: UtilizationReading
+
+
 def _window(
     call: Callable[[], Any], arguments: argparse.Namespace, device: torch.device, nvml: NvmlDevice | None
-) -> tuple[float, float | None, Any]:
-    """Seconds and joules per call, over a window of at least the asked length and number of calls; and the last result."""
+) -> _Window:
+    """Calls again and again, for at least the asked number of calls and seconds."""
+
+    def joules() -> float | None:
+        return None if nvml is None else nvml.joules()
+
     synchronize(device)
-    before = None if nvml is None else nvml.joules()
-    started, calls, result = time.perf_counter(), 0, None
-    while calls < arguments.repeats or time.perf_counter() - started < arguments.seconds:
-        result = call()
-        synchronize(device)
-        calls += 1
-    seconds = time.perf_counter() - started
-    after = None if nvml is None else nvml.joules()
-    joules = None if before is None or after is None or after <= before else (after - before) / calls
-    return seconds / calls, joules, result
+    calls, result = 0, None
+    with UtilizationMeter(nvml).window() if nvml else contextlib.nullcontext(UtilizationReading()) as busy:
+        before, started = joules(), time.perf_counter()
+        while calls < arguments.repeats or time.perf_counter() - started < arguments.seconds:
+            result = call()
+            synchronize(device)
+            calls += 1
+        seconds, after = time.perf_counter() - started, joules()
+    spent = None if before is None or after is None or after <= before else (after - before) / calls
+    return _Window(seconds / calls, spent, result, busy)
 
 
 def _print(row: dict[str, Any], results: list[dict[str, Any]]) -> None:
@@ -206,7 +223,7 @@ def _print(row: dict[str, Any], results: list[dict[str, Any]]) -> None:
         f"{row['tokens_per_second']:9.0f} tok/s  {row['requests_per_second']:7.2f} req/s  roof {row['roof']:6.1%}  "
         f"{shown(row['joules_per_token'], '.4f')} J/tok (prefill {shown(row['prefill_joules_per_token'], '.5f')}, decode "
         f"{shown(row['decode_joules_per_token'], '.4f')})  {shown(row['watts'], '.0f')} W at "
-        f"{shown(row.get('sm_clock_mhz'), '.0f')} MHz  weights {row['weights_gib']:.2f} "
+        f"{shown(row.get('sm_clock_mhz'), '.0f')} MHz, busy {shown(row.get('busy_percent'), '.0f')} %  weights {row['weights_gib']:.2f} "
         f"cache {row['cache_gib']:.2f} peak {shown(row['peak_gib'], '.2f')} GiB  x ours {shown(row['x_ours'], '.2f')}  "
         f"x bfloat16 {shown(row['x_bfloat16'], '.2f')}  same {shown(row.get('same'), '.2f')}  [{row['execution']}; warm-up "
         f"{row['warmup_s']:.0f} s]",

@@ -6,6 +6,7 @@ import torch
 
 from efficientllm.errors import ParameterError
 from efficientllm.models.decoder import Decoder
+from efficientllm.models.weights import cast_weights
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, MixtralForCausalLM
@@ -74,7 +75,8 @@ def to_transformers(decoder: Decoder) -> "LlamaForCausalLM | MixtralForCausalLM"
     else:
         model = LlamaForCausalLM(LlamaConfig(**shared))
     weight = decoder.embed_tokens.weight
-    model = model.to(device=weight.device, dtype=weight.dtype).eval()
+    model = model.to(device=weight.device).eval()
+    cast_weights(model, weight.dtype)
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, parameter in decoder.named_parameters():

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from efficientllm.errors import ArtifactError
 from efficientllm.files import read_json, write_bytes, write_json
@@ -84,6 +85,21 @@ def read_config(folder: Path) -> DecoderConfig:
         return DecoderConfig.from_dict({name: value for name, value in content.items() if name in known})
     except ArtifactError as error:
         raise ArtifactError(f"{path}: {error}") from error
+
+
+def cast_weights(module: nn.Module, dtype: torch.dtype) -> None:
+    """Casts what a file holds of a model, in place, and leaves tables that are computed anew whenever it is loaded.
+
+    `module.to(dtype)` would cast those too: by angular frequencies in bfloat16, Transformers' rotary embedding turns some
+    pairs of the thousandth token by a radian too far.
+
+    Args:
+        module: A decoder, or any other model.
+        dtype: Type of its weights and saved buffers from then on; integers stay.
+    """
+    for tensor in module.state_dict(keep_vars=True).values():
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtype)
 
 
 def load_decoder(folder: Path, *, device: Any = "cpu", dtype: torch.dtype | None = None) -> Decoder:

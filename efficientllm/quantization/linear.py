@@ -14,7 +14,7 @@ from torch import nn
 from efficientllm.config.schema import Section
 from efficientllm.errors import ArtifactError, CellFailure, first_line
 from efficientllm.models.decoder import Decoder
-from efficientllm.models.weights import save_decoder
+from efficientllm.models.weights import cast_weights, save_decoder
 from efficientllm.quantization.precision import Precision, require_type
 
 KEPT_LAYERS = (
@@ -86,7 +86,7 @@ class LinearPrecision(Precision):
     def convert(self, module: nn.Module, options: Any) -> None:
         """Casts the model to the compute type and replaces its linear layers one by one."""
         self._require(module, options, next(module.parameters()).device)
-        module.requires_grad_(False).eval().to(getattr(torch, options.compute_type))
+        cast_weights(module.requires_grad_(False).eval(), getattr(torch, options.compute_type))
         for name, linear in list(_layers(module)):
             parent, _, attribute = name.rpartition(".")
             setattr(module.get_submodule(parent), attribute, self.layer(linear, options).eval())

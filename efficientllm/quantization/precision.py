@@ -13,7 +13,7 @@ from efficientllm.config.options import checked_options
 from efficientllm.config.schema import Section
 from efficientllm.errors import CellFailure, first_line, unknown_name
 from efficientllm.models.decoder import Decoder
-from efficientllm.models.weights import load_decoder, save_decoder
+from efficientllm.models.weights import cast_weights, load_decoder, save_decoder
 
 
 class Precision(ABC):
@@ -98,7 +98,7 @@ class CastPrecision(Precision):
         """Casts every weight."""
         del options
         require_type(self._dtype, next(module.parameters()).device)
-        module.to(self._dtype)
+        cast_weights(module, self._dtype)
 
 
 def require_type(dtype: torch.dtype, device: torch.device) -> None:

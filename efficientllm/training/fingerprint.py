@@ -6,13 +6,13 @@ from typing import Any
 
 from efficientllm.files import content_hash, sources_hash
 
-_TRAINING_CODE = ("data", "models", "training", "tuning")
+_TRAINING_CODE = ("components", "data", "distributed", "models", "training", "tuning")
 
 
 @cache
-def code_hash() -> str:
-    """Hash of the source files that decide what a training run computes."""
-    return sources_hash(Path(__file__).parent.parent, _TRAINING_CODE)
+def code_hash(package: Path = Path(__file__).parent.parent) -> str:
+    """Hash of those of a package's source files that decide what a training run computes."""
+    return sources_hash(package, _TRAINING_CODE)
 
 
 def fingerprint(**inputs: Any) -> str:

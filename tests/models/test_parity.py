@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from efficientllm.errors import ParameterError
 from efficientllm.models.export import to_transformers, transformers_name
 from efficientllm.models.norms import RMSNorm
+from efficientllm.models.weights import cast_weights
 
 
 @pytest.mark.parametrize("tie_embeddings", [True, False], ids=["tied", "untied"])
@@ -31,6 +32,23 @@ def test_rope_base_is_exported(make_decoder, tokens):
     decoder = make_decoder(position_options={"base": 500.0})
     torch.testing.assert_close(decoder(tokens).logits, to_transformers(decoder)(tokens).logits, rtol=0, atol=1e-4)
     assert not torch.allclose(decoder(tokens).logits, make_decoder()(tokens).logits, atol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounded_models_differ_no_more_from_float32_than_theirs(make_decoder, dtype):
+    decoder = make_decoder(context_length=1024)
+    for name, parameter in decoder.named_parameters():
+        if "q_proj" in name or "k_proj" in name:
+            parameter.data.mul_(3)  # else attention hardly depends on positions
+    far = torch.randint(decoder.config.vocabulary_size, (1, 1024))
+    exact = decoder(far).logits
+    cast_weights(decoder, dtype)
+
+    def error(logits):
+        return float((logits - exact).norm() / exact.norm())
+
+    ours, theirs = error(decoder(far).logits), error(to_transformers(decoder)(far).logits)
+    assert 0.5 * theirs < ours < 1.5 * theirs
 
 
 @pytest.mark.parametrize("change", [{"position": "learned"}, {"position": "none"}])

@@ -14,6 +14,7 @@ from efficientllm.measurement.subjects import bytes_in_memory, stored_bytes
 from efficientllm.models.build import build_decoder
 from efficientllm.models.config import DecoderConfig
 from efficientllm.models.decoder import Decoder
+from efficientllm.models.export import to_transformers
 from efficientllm.quantization.parts import stored_parts
 from efficientllm.quantization.precision import precision
 from tests.models.conftest import FAMILIES
@@ -90,6 +91,15 @@ def test_close_to_float32(key: str, least: float, most: float, tmp_path: Path) -
     with torch.no_grad():
         assert torch.equal(converted.hidden_states(INPUTS), found)
     assert bytes_in_memory(converted) == bytes_in_memory(loaded)
+
+
+@pytest.mark.parametrize("key", ["bfloat16", "int4"])
+def test_what_no_file_holds_is_not_rounded(key: str) -> None:
+    model = to_transformers(decoder())
+    frequencies = model.model.rotary_emb.inv_freq.clone()
+    precision(key).convert(model, precision(key).options(OPTIONS[key]))
+    assert model.model.embed_tokens.weight.dtype == torch.bfloat16
+    assert torch.equal(model.model.rotary_emb.inv_freq, frequencies)
 
 
 def test_levels_of_a_normal_distribution_suit_weights_better_than_those_of_a_float() -> None:
