@@ -3,6 +3,8 @@
 import argparse
 import json
 import re
+import shutil
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -40,20 +42,39 @@ def strict_json(content: Any) -> str:
     return json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)
 
 
-def text_table(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> list[str]:
+def text_table(
+    header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1, *, width: int | None = None
+) -> list[str]:
     """Lays rows out in columns, for a terminal.
 
     Args:
         header: The columns' heads.
         rows: Cells; what would control the terminal is replaced.
         left: How many columns are text and so begin at the left.
+        width: Characters of a line. Columns that do not fit follow in further tables below, each behind the columns of text.
     """
     table = [[_CONTROL.sub("\N{REPLACEMENT CHARACTER}", cell) for cell in row] for row in (header, *rows)]
     widths = [max(len(cell) for cell in column) for column in zip(*table, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if position < left else cell.rjust(width)
-            for position, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in table
-    ]
+    names = list(range(left))
+    parts: list[list[int]] = [[]]
+    for column in range(left, len(widths)):
+        taken = sum(widths[place] + 2 for place in (*names, *parts[-1], column)) - 2
+        if width is not None and taken > width and parts[-1]:
+            parts.append([])
+        parts[-1].append(column)
+    lines = list[str]()
+    for number, part in enumerate(parts):
+        cells = [
+            [
+                *(row[place].ljust(widths[place]) for place in names),
+                *(row[place].rjust(widths[place]) for place in part),
+            ]
+            for row in table
+        ]
+        lines += [""] * (number > 0) + ["  ".join(line).rstrip() for line in cells]
+    return lines
+
+
+def terminal_width() -> int | None:
+    """Characters of a line of the terminal that is written to; None for a file or a pipe, where lines may have any length."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None

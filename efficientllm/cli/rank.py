@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from efficientllm.cli.commands import add_command, add_format, strict_json, text_table
+from efficientllm.cli.commands import add_command, add_format, strict_json, terminal_width, text_table
 
 if TYPE_CHECKING:
     from efficientllm.ranking.standings import GroupRanking, Standing
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 _DETAILS = """FILE.csv has a line per technique and metric, with the columns group, technique, metric and value, and optionally axis,
 model, direction (lower or higher is better), ci_low, ci_high and n. An empty value is a missing one. Several models in a
 group are averaged first. docs/metrics.md tells which metrics need no direction, and what the figures mean."""
+
+_INDENT = "  "
 
 
 def add_commands(commands: Any) -> None:
@@ -57,21 +59,31 @@ def _text(rankings: Sequence["GroupRanking"]) -> Iterator[str]:
     for ranking in rankings:
         yield ": ".join(part for part in (ranking.axis, ranking.group) if part)
         columns = [ranking.standings[metric] for metric in ranking.metrics]
+        firsts = [column[ranking.techniques[0]] for column in columns]
         heads = [
-            f"{metric} ({column[ranking.techniques[0]].direction})"
-            for metric, column in zip(ranking.metrics, columns, strict=True)
+            f"{metric} ({', '.join(part for part in (first.unit, first.direction) if part)})"
+            for metric, first in zip(ranking.metrics, firsts, strict=True)
         ]
         marks = {True: "yes", False: "no", None: "-"}
         rows = [
             [name, *(_cell(column[name]) for column in columns), marks[ranking.front[name]]]
             for name in ranking.techniques
         ]
-        yield from (f"  {line}" for line in text_table(["technique", *heads, "Pareto front"], rows))
+        yield from (f"{_INDENT}{line}" for line in _narrower(["technique", *heads, "Pareto front"], rows))
         for metric, reason, names in ranking.reasons():
-            yield f"  {', '.join(names)}: {metric}: {reason}"
+            yield f"{_INDENT}{', '.join(names)}: {metric}: {reason}"
         yield ""
     yield "each cell: value, rank within the group (= tied: 95 % intervals overlap), and how often the rank holds in draws"
     yield "from the intervals, where there are any"
+
+
+def _narrower(heads: list[str], rows: list[list[str]]) -> list[str]:
+    """A table with a line per technique, or one per metric where that makes shorter lines: a run has some thirty metrics."""
+    (_, *names), *turned = (list(column) for column in zip(heads, *rows, strict=True))
+    layouts = [(heads, rows), (["metric", *names], turned)]
+    shortest = min(layouts, key=lambda layout: len(text_table(*layout)[0]))
+    width = terminal_width()
+    return text_table(*shortest, width=None if width is None else width - len(_INDENT))
 
 
 def _cell(standing: "Standing") -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from efficientllm.cli import main
+from efficientllm.cli.commands import text_table
 
 ROOT = Path(__file__).parents[2]
 ATTENTION = ROOT / "tests" / "ranking" / "data" / "paper_attention.csv"
@@ -87,6 +88,32 @@ def test_ranking_as_a_table_for_people(capsys: pytest.CaptureFixture[str], tmp_p
     assert lines[2].split()[:3] == ["a", "1", "1="]
     assert lines[4].split() == ["c", "-", "-"]
     assert "  c: loss: no value" in lines
+
+
+def test_a_table_of_many_metrics_has_a_line_for_each(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    names = ("train_loss", "test_loss", "perplexity", "accuracy", "latency", "memory", "energy", "power", "throughput")
+    rows = "".join(f"g,{technique},{name},1,,,\n" for name in names for technique in ("a", "b"))
+    (tmp_path / "t.csv").write_text(TABLE + rows)
+    lines = run(capsys, "rank", str(tmp_path / "t.csv"))[1].splitlines()
+    assert lines[1].split() == ["metric", "a", "b"]
+    assert lines[2].split() == ["train_loss", "(lower)", "1", "1=", "1", "1="]
+    assert lines[11].split() == ["Pareto", "front", "yes", "yes"]
+
+
+def test_columns_that_do_not_fit_a_terminal_follow_below() -> None:
+    heads, rows = ["metric", *(f"method {number}" for number in range(5))], [["loss", *"12345"], ["energy", *"67890"]]
+    lines = text_table(heads, rows, width=30)
+    assert max(map(len, lines)) <= 30
+    assert [line.split() for line in lines if line.startswith("loss")] == [
+        ["loss", "1", "2"],
+        ["loss", "3", "4"],
+        ["loss", "5"],
+    ]
+    assert lines.count("") == 2
+    assert (
+        len(text_table(heads, rows, width=1)) == 5 * 3 + 4
+    )  # a column that is wider than the terminal has lines of its own
+    assert len(text_table(heads, rows)) == 3
 
 
 class Elements(HTMLParser):
