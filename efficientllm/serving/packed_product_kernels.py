@@ -1,9 +1,11 @@
 """Products of a few rows with a matrix of 4-bit weights in one launch, by tensor cores.
 
 Each program writes tiles of some of the matrix' rows out in 16 bits, in registers, and multiplies them by all rows of x. The
-columns are split among programs too, or a matrix of few rows would leave most of a GPU idle; the program that finishes last for
-its rows adds the parts up.
+columns are split among programs too, or a matrix of few rows would leave most of a GPU idle, and one of many rows some of its
+multiprocessors at the end; the program that finishes last for its rows adds the parts up.
 """
+
+import functools
 
 # mypy: disable-error-code="untyped-decorator,no-untyped-def"
 import torch
@@ -16,13 +18,36 @@ from efficientllm.models.sparse_kernels.tiles import (
     finished_parts,
     multiprocessors,
     power_of_two,
-    split,
     unit_stride,
 )
 from efficientllm.serving.packed_matrix_vector_kernels import load_packed
 
-_MOST_PARTS = 8
-_PROGRAMS_OF_PROCESSOR = 3
+_MOST_PARTS = 16
+_GROUPS = 4096  # of the counters, which all but the largest matrices share
+_ALONE = 1.5
+"""How much longer a tile takes where a multiprocessor has one program only, which nothing runs beside while it waits."""
+
+
+@functools.cache
+def best_parts(groups: int, tiles: int, processors: int, batch: int) -> int:
+    """Parts into which each group's tiles are split, so that the multiprocessor with most to do is done soonest.
+
+    A multiprocessor takes as long for a tile whichever of its programs it belongs to. A program takes a tile's time besides to
+    begin, and where it is one of several parts its sums are written and read again. docs/log.md has the times that this is fitted to.
+
+    Args:
+        groups: Programs for one part of the columns.
+        tiles: A group's tiles.
+        processors: Multiprocessors.
+        batch: Rows of x.
+    """
+
+    def duration(parts: int) -> float:
+        programs = -(-groups * parts // processors)
+        sums = 0.0 if parts == 1 else batch / 64 * (0.5 + 0.25 * parts)
+        return programs * (-(-tiles // parts) + 1 + sums) * (_ALONE if programs == 1 else 1.0)
+
+    return min(range(1, min(_MOST_PARTS, tiles) + 1), key=duration)
 
 
 @triton.jit
@@ -118,16 +143,16 @@ def launch(
     rows, columns, warps = tile or (64, 128, 4)
     tile_blocks = max(1, columns // block_size)
     blocks, groups = width // block_size, -(-count // rows)
-    programs = _PROGRAMS_OF_PROCESSOR * multiprocessors(x.device)
-    share, parts = split(groups, blocks, tile_blocks, programs, _MOST_PARTS)
-    batch_rows = power_of_two(batch)
+    batch_rows, tiles = power_of_two(batch), -(-blocks // tile_blocks)
+    share = -(-tiles // best_parts(groups, tiles, multiprocessors(x.device), batch)) * tile_blocks
+    parts = -(-blocks // share)
     scales, code, offset = nested
     partial = x.new_empty(groups * parts * rows * batch_rows if parts > 1 else 1, dtype=torch.float32)
     early = has_dependent_launch(x.device)
     _products[(groups, parts)](
         x, packed.reshape(-1).view(torch.int32), absmax, x if scales is None else scales, levels if code is None else code,
         levels if offset is None else offset, levels, x if bias is None else bias, out, partial,
-        finished_parts(x.device, programs), batch, count, x.stride(0), share,
+        finished_parts(x.device, max(_GROUPS, power_of_two(groups))), batch, count, x.stride(0), share,
         width=width, block_size=block_size, rows=rows, tile_blocks=tile_blocks, batch_rows=batch_rows, parts=parts,
         nested=scales is not None, biased=bias is not None, early=early, num_warps=warps,
         **({"launch_pdl": True} if early else {}),

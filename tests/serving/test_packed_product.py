@@ -63,6 +63,22 @@ def test_the_kernel_equals_the_equation(triton_device, width, size, rows, with_b
         torch.testing.assert_close(out.double(), expected(x, matrix, bias), rtol=5e-3, atol=5e-3)
 
 
+@pytest.mark.usefixtures("triton_device")
+@pytest.mark.parametrize("batch", [2, 64])
+def test_a_matrix_is_split_where_that_fills_the_multiprocessors(batch):
+    from efficientllm.serving.packed_product_kernels import best_parts
+
+    def most_tiles(groups, tiles):
+        parts = best_parts(groups, tiles, 132, batch)
+        assert 1 <= parts <= tiles
+        return -(-groups * parts // 132) * -(-tiles // parts)
+
+    assert most_tiles(8, 28) <= 4  # of few rows, by one part each it would be 28
+    assert most_tiles(296, 28) < 3 * 28  # some would have three programs, and some two
+    assert best_parts(4 * 132, 28, 132, batch) == 1
+    assert best_parts(5, 1, 132, batch) == 1
+
+
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_GPU)])
 @pytest.mark.parametrize("nested", [False, True])
 def test_what_the_compiler_is_told_is_so(device, nested):

@@ -117,9 +117,9 @@ def most_parts(groups: int, programs: int, most: int) -> int:
 
 
 @functools.cache
-def finished_parts(device: torch.device, programs: int) -> torch.Tensor:
-    """How many parts of each group are done; zero between calls. There are never more groups that are taken apart."""
-    return torch.zeros(programs, dtype=torch.int32, device=device)
+def finished_parts(device: torch.device, groups: int) -> torch.Tensor:
+    """How many parts of each group are done; zero between calls."""
+    return torch.zeros(groups, dtype=torch.int32, device=device)
 
 
 def save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
