@@ -152,7 +152,7 @@ def launch(
     _products[(groups, parts)](
         x, packed.reshape(-1).view(torch.int32), absmax, x if scales is None else scales, levels if code is None else code,
         levels if offset is None else offset, levels, x if bias is None else bias, out, partial,
-        finished_parts(x.device, max(_GROUPS, power_of_two(groups))), batch, count, x.stride(0), share,
+        finished_parts(x.device, max(_GROUPS, groups)), batch, count, x.stride(0), share,
         width=width, block_size=block_size, rows=rows, tile_blocks=tile_blocks, batch_rows=batch_rows, parts=parts,
         nested=scales is not None, biased=bias is not None, early=early, num_warps=warps,
         **({"launch_pdl": True} if early else {}),
