@@ -49,7 +49,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 
 ENGINES = ("generate", "static", "ours")
 
-_WARM_UP_TOKENS = 4
+_WARM_UP_TOKENS = 8
 
 
 class Server(Protocol):
@@ -96,6 +96,12 @@ class Ours:
         self._engine.prefill(prompts)
 
 
+def _unmarked(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """A logits processor that leaves all as it is."""
+    del ids
+    return scores
+
+
 class Theirs:
     """Transformers' `generate`."""
 
@@ -111,12 +117,9 @@ class Theirs:
         return f"static cache, {'eager' if getattr(self._model, '_compiled_call', None) is None else 'compiled'}"
 
     def warm_up(self, prompts: torch.Tensor) -> None:
-        """A static cache is compiled for its whole length, by which it has to be warmed up; else a few tokens do."""
-        if self._static:
-            self.request(prompts)
-            self.request(prompts)
-        else:
-            self._generate(prompts, _WARM_UP_TOKENS, lambda ids, scores: scores)
+        """A few tokens with the cache of a whole request, for which a static one is compiled; twice, as graphs are recorded."""
+        for _ in range(2 if self._static else 1):
+            self._generate(prompts, self._output, _unmarked, stop_after=_WARM_UP_TOKENS)
         self.prefill(prompts)
 
     def request(self, prompts: torch.Tensor, clock: Clock | None = None) -> torch.Tensor:
@@ -134,10 +137,20 @@ class Theirs:
 
     def prefill(self, prompts: torch.Tensor) -> None:
         """Computes the first token alone."""
-        self._generate(prompts, 1, lambda ids, scores: scores)
+        self._generate(prompts, 1, _unmarked)
 
-    def _generate(self, prompts: torch.Tensor, count: int, mark: Callable[..., torch.Tensor]) -> torch.Tensor:
-        options = {"cache_implementation": "static"} if self._static else {}
+    def _generate(
+        self, prompts: torch.Tensor, count: int, mark: Callable[..., torch.Tensor], stop_after: int | None = None
+    ) -> torch.Tensor:
+        options: dict[str, Any] = {"cache_implementation": "static"} if self._static else {}
+        if stop_after is not None:
+            last = self._prompt + stop_after
+
+            def enough(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+                del scores
+                return torch.full(ids.shape[:1], ids.shape[1] >= last, device=ids.device)
+
+            options["stopping_criteria"] = [enough]
         found: torch.Tensor = self._model.generate(
             prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=count, min_new_tokens=count,
             do_sample=False, logits_processor=[mark], **options,
