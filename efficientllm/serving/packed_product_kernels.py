@@ -6,6 +6,7 @@ multiprocessors at the end; the program that finishes last for its rows adds the
 """
 
 import functools
+from typing import NamedTuple
 
 # mypy: disable-error-code="untyped-decorator,no-untyped-def"
 import torch
@@ -24,28 +25,49 @@ from efficientllm.serving.packed_matrix_vector_kernels import load_packed
 
 _MOST_PARTS = 16
 _GROUPS = 4096  # of the counters, which all but the largest matrices share
-_ALONE = 1.5
-"""How much longer a tile takes where a multiprocessor has one program only, which nothing runs beside while it waits."""
+
+
+class _Times(NamedTuple):
+    """What a product's time is made of, in microseconds on an H200.
+
+    Args:
+        rows: Up to how many rows of x.
+        programs: Programs for which a multiprocessor has registers.
+        part: Each part's sums, written and read again.
+        tile: A tile, where a multiprocessor has one program, several, and all that it has registers for.
+    """
+
+    rows: int
+    programs: int
+    part: float
+    tile: tuple[float, float, float]
+
+
+# docs/log.md has the times that these are fitted to
+_TIMES = (
+    _Times(rows=16, programs=4, part=0.05, tile=(1.09, 0.69, 0.58)),
+    _Times(rows=64, programs=3, part=0.22, tile=(1.12, 0.77, 0.77)),
+)
 
 
 @functools.cache
 def best_parts(groups: int, tiles: int, processors: int, batch: int) -> int:
     """Parts into which each group's tiles are split, so that the multiprocessor with most to do is done soonest.
 
-    A multiprocessor takes as long for a tile whichever of its programs it belongs to. A program takes a tile's time besides to
-    begin, and where it is one of several parts its sums are written and read again. docs/log.md has the times that this is fitted to.
-
     Args:
         groups: Programs for one part of the columns.
         tiles: A group's tiles.
         processors: Multiprocessors.
-        batch: Rows of x.
+        batch: Rows of x, at most 64.
     """
+    times = next(times for times in _TIMES if batch <= times.rows)
+    alone, several, full = times.tile
 
     def duration(parts: int) -> float:
-        programs = -(-groups * parts // processors)
-        sums = 0.0 if parts == 1 else batch / 64 * (0.5 + 0.25 * parts)
-        return programs * (-(-tiles // parts) + 1 + sums) * (_ALONE if programs == 1 else 1.0)
+        share = -(-tiles // parts)
+        most = -(-groups * -(-tiles // share) // processors)
+        tile = alone if most == 1 else full if most >= times.programs else several
+        return times.part * parts + most * share * tile
 
     return min(range(1, min(_MOST_PARTS, tiles) + 1), key=duration)
 
