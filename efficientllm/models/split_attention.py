@@ -16,18 +16,15 @@ from efficientllm.models.sparse_kernels.tiles import (
     after_earlier_kernels,
     finished_parts,
     load_rows,
-    most_parts,
     multiprocessors,
     power_of_two,
     shared_memory,
     softmax_step,
-    split,
     unit_stride,
 )
 
 _MOST_TILE_KEYS = 128
-MOST_PARTS = 32
-"""Parts of a group's keys at most."""
+_MOST_PARTS = 32
 
 
 @triton.jit
@@ -130,8 +127,8 @@ def split_attention(
     rows, key_padded, padded = power_of_two(groups), power_of_two(key_width), power_of_two(width)
     columns = tile_keys(rows, key_padded, padded, q.element_size(), shared_memory(q.device))
     programs = multiprocessors(q.device)
-    share, parts = split(heads, keys, columns, programs, MOST_PARTS)
-    most = 1 if parts == 1 else int(triton.next_power_of_2(most_parts(heads, programs, MOST_PARTS)))
+    share, parts = split(heads, keys, columns, programs)
+    most = 1 if parts == 1 else int(triton.next_power_of_2(_most_parts(heads, programs)))
     few = int(triton.next_power_of_2(groups))
     early = has_dependent_launch(q.device)
     out = torch.empty(batch, key_heads, groups, width, dtype=q.dtype, device=q.device)
@@ -159,3 +156,25 @@ def tile_keys(rows: int, key_width: int, width: int, bytes_of_number: int, room:
     while keys > 16 and (2 * keys + 3 * rows) * (key_width + width) * bytes_of_number > room:
         keys //= 2
     return keys
+
+
+def split(heads: int, keys: int, columns: int, programs: int) -> tuple[int, int]:
+    """How keys are taken apart, so that together all heads' parts fill a device.
+
+    Args:
+        heads: Groups of heads, each of which attends to as many keys.
+        keys: Their number.
+        columns: Keys of a tile.
+        programs: Programs that fill the device.
+
+    Returns:
+        Keys of a part, a multiple of a tile, and the number of parts.
+    """
+    share = -(-keys // _most_parts(heads, programs))
+    share = -(-share // columns) * columns
+    return share, -(-keys // share)
+
+
+def _most_parts(heads: int, programs: int) -> int:
+    """Parts at most, whatever the number of keys: the kernel is compiled for it."""
+    return max(1, min(_MOST_PARTS, programs // heads))

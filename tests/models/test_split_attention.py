@@ -49,10 +49,10 @@ def test_equals_the_equation(triton_device, sequences, key_heads, groups, width,
 @pytest.mark.parametrize("heads", [1, 7, 32, 132, 4000])
 def test_parts_cover_the_keys_and_fill_the_device(heads):
     pytest.importorskip("triton")
-    from efficientllm.models.split_attention import MOST_PARTS, split
+    from efficientllm.models.split_attention import split
 
     for keys in (1, 64, 65, 513, 2041, 8177, 131072):
-        share, parts = split(heads, keys, 64, 132, MOST_PARTS)
+        share, parts = split(heads, keys, 64, 132)
         assert (parts - 1) * share < keys <= parts * share
         assert share % 64 == 0
         assert parts <= max(1, min(32, 132 // heads))

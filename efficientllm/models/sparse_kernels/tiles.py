@@ -93,29 +93,6 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 16
 
 
-def split(groups: int, size: int, step: int, programs: int, most: int) -> tuple[int, int]:
-    """How groups are taken apart, so that together they fill a device.
-
-    Args:
-        groups: Groups of programs, each of which has a part of the same work.
-        size: What there is to be done in each.
-        step: What a program does at once.
-        programs: Programs that fill the device.
-        most: Parts at most.
-
-    Returns:
-        What a part does, a multiple of a step, and the number of parts.
-    """
-    share = -(-size // most_parts(groups, programs, most))
-    share = -(-share // step) * step
-    return share, -(-size // share)
-
-
-def most_parts(groups: int, programs: int, most: int) -> int:
-    """Parts of a group of which there is enough to do."""
-    return max(1, min(most, programs // groups))
-
-
 @functools.cache
 def finished_parts(device: torch.device, groups: int) -> torch.Tensor:
     """How many parts of each group are done; zero between calls."""
