@@ -47,12 +47,12 @@ _ALL = ("pretrain", "tune", "quantize")
 METRICS: tuple[Metric, ...] = (
     Metric(
         "perplexity", "PPL", "Held-out perplexity", "", "lower",
-        "Exponential of the mean cross-entropy per token over the whole test split.",
+        "Exponential of the mean cross-entropy per token over windows spread evenly over the test split (measure.perplexity_windows).",
         ranked_on=("pretrain",), shown_on=("tune", "quantize"),
     ),
     Metric(
         "bits_per_byte", "BPB", "Bits per byte", "bit/B", "lower",
-        "Test cross-entropy in bits divided by the UTF-8 bytes of the test split: comparable across tokenizers.",
+        "Cross-entropy of the same windows in bits per token, times the test split's tokens per UTF-8 byte: comparable across tokenizers.",
         shown_on=("pretrain",),
     ),
     Metric(

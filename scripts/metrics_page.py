@@ -1,4 +1,4 @@
-"""Writes the tables of docs/metrics.md from the metric registry, between their markers."""
+"""Writes the tables of docs/metrics.md from the registries of metrics and techniques, between their markers."""
 
 import sys
 from pathlib import Path
@@ -14,7 +14,7 @@ _PLACES = (("ranked_on", "**ranked**"), ("shown_on", "shown"), ("derived_on", "d
 
 def written(page: str) -> str:
     """Returns the text of docs/metrics.md with its tables written anew."""
-    for name, table in (("metrics", _metrics()), ("abbreviations", _abbreviations())):
+    for name, table in (("metrics", _metrics()), ("techniques", _techniques()), ("abbreviations", _abbreviations())):
         start, end = f"<!-- {name}:start -->", f"<!-- {name}:end -->"
         head, rest = page.split(start)
         page = f"{head}{start}\n{table}\n{end}{rest.split(end)[1]}"
@@ -31,6 +31,14 @@ def _metrics() -> str:
         name = f"{entry.label} `{entry.key}`"
         lines.append(f"| {name} | {entry.unit} | {entry.direction} | {' | '.join(places)} | {entry.description} |")
     return "\n".join(lines)
+
+
+def _techniques() -> str:
+    lines = ["| technique | compared in | what it is | source |", "|---|---|---|---|"]
+    listed = [(row.label, row.group_label, row.meaning, row.reference) for row in registry.ARCHITECTURE_ROWS]
+    for axis, techniques in (("tune", registry.METHODS), ("quantize", registry.PRECISIONS)):
+        listed += [(entry.label, registry.AXIS_LABELS[axis], entry.meaning, entry.reference) for entry in techniques]
+    return "\n".join(lines + [f"| {' | '.join(cells)} |" for cells in listed])
 
 
 def _place(entry: Metric, axis: str) -> str:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 _DETAILS = """FILE.csv has a line per technique and metric, with the columns group, technique, metric and value, and optionally axis,
 model, direction (lower or higher is better), ci_low, ci_high and n. An empty value is a missing one. Several models in a
-group are averaged first. docs/metrics.md tells which metrics need no direction, and what the figures mean."""
+group are averaged first. docs/results.md tells which metrics need no direction, docs/metrics.md what the figures mean."""
 
 _INDENT = "  "
 

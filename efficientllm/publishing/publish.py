@@ -1,7 +1,10 @@
 """Copies a finished run into a folder that can be kept in Git and served as it is."""
 
+import glob
+import itertools
 import json
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -87,7 +90,7 @@ def publish(name: str | None = None, root: Path = Path()) -> Publication:
         write_text(target / RECORDS_FILE, _records(configuration, root))
         pipeline.write_lock(target / LOCK_FILE, locked)
         revision, dirty = _measured_code(evidence)
-        write_text(target / COMMAND_FILE, _command(chosen, profile, revision, dirty, read_revisions(target)))
+        write_text(target / COMMAND_FILE, _command(chosen, configuration, revision, dirty, read_revisions(target)))
         write_json(
             target / SET_FILE,
             _description(
@@ -127,8 +130,28 @@ def _records(configuration: config.Configuration, root: Path) -> str:
     return "[\n" + ",\n".join(lines) + "\n]\n"
 
 
-def _command(name: str, profile: str, revision: str | None, dirty: bool | None, measured: Sequence[Revision]) -> str:
-    notes = ""
+def _own_files(configuration: config.Configuration) -> list[str]:
+    """What the run read from its folder that Git may not have: data, a tokenizer, bases; what it made itself left out."""
+    data = configuration.profile.data
+    named = [data.tokenizer.path, data.task.path, *configuration.parameters.bases.values()]
+    if data.source == "files" and data.files is not None:
+        named += data.files.paths
+    found: dict[str, None] = {}
+    for path in (Path(name) for name in named if name is not None):
+        fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
+        if not path.is_absolute() and fixed.parts and not path.is_relative_to(paths.ARTIFACTS):
+            found[fixed.as_posix()] = None
+    return list(found)
+
+
+def _command(
+    name: str,
+    configuration: config.Configuration,
+    revision: str | None,
+    dirty: bool | None,
+    measured: Sequence[Revision],
+) -> str:
+    notes, needed, copied = "", "", ""
     if len(measured) > 1:
         parts = ", ".join(
             f"{part.commit or 'not known'}{' with changes' if part.changed else ''} ({part.records})"
@@ -138,17 +161,35 @@ def _command(name: str, profile: str, revision: str | None, dirty: bool | None, 
         notes += "# This repeats all cells at the one commit that it checks out.\n"
     if revision is None or dirty:
         notes += "# The run's code was not a commit as it stands, so another run may differ.\n"
+    if own := " ".join(shlex.quote(path) for path in _own_files(configuration)):
+        needed = f"""\
+for own in {own}; do
+    if [ ! -e "$clone/$own" ]; then
+        echo "$clone/$own is missing, which {paths.PARAMETERS.name} or the profile names: put it there" >&2
+        exit 1
+    fi
+done
+"""
+        copied = f"""\
+for own in {own}; do
+    if [ ! -e "$own" ]; then
+        mkdir -p "$(dirname "$own")"
+        cp -R "$clone/$own" "$own"
+    fi
+done
+"""
     return f"""\
 #!/bin/sh
 # Repeats this run beside the clone that holds this folder. What depends on the machine is measured anew.
 {notes}set -eu
 here=$(cd "$(dirname "$0")" && pwd)
-copy=$(git -C "$here" rev-parse --show-toplevel)/../efficientllm-{name}
-git -C "$here" worktree add --detach "$copy" {revision or "HEAD"}
+clone=$(git -C "$here" rev-parse --show-toplevel)
+copy=$clone/../efficientllm-{name}
+{needed}git -C "$here" worktree add --detach "$copy" {revision or "HEAD"}
 cd "$copy"
 cp "$here/{paths.PARAMETERS.name}" {paths.PARAMETERS}
-cp "$here/{PROFILE_FILE}" {paths.PROFILES / profile}.yaml
-make repro
+cp "$here/{PROFILE_FILE}" {paths.PROFILES / configuration.parameters.profile}.yaml
+{copied}make repro
 """
 
 

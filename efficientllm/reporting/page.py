@@ -84,6 +84,7 @@ def render(evidence: Evidence, sets: Sequence[ResultSet] = ()) -> str:
         "unlearned": sum(row.beats is False for table in quality for row in table.rows),
         "compared": sum(row.beats is not None for table in quality for row in table.rows),
         "profile": evidence.profile,
+        "techniques": appendix.technique_meanings(evidence),
         "methods": appendix.metric_methods(evidence),
         "reproductions": appendix.reproductions(evidence),
         "provenance": appendix.provenance(evidence),

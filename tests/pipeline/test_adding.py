@@ -22,7 +22,7 @@ def test_the_example_of_the_page(finished: Project) -> None:
     path = finished.root / "efficientllm/components/mixers/running_mean.py"
     try:
         path.write_text(example("file: efficientllm/components/mixers/running_mean.py"))
-        anchor = '    _pretrain(_ATTENTION, "mqa",'
+        anchor = '    _pretrain(\n        _ATTENTION, "mqa",'
         finished.replace("efficientllm/registry.py", anchor, example("row") + anchor)
         finished.replace("params.yaml", "architectures:\n", "architectures:\n" + example("params"))
         finished.replace("profiles/smoke.yaml", "\narchitectures:\n", "\narchitectures:\n" + example("profile"))
@@ -32,7 +32,9 @@ def test_the_example_of_the_page(finished: Project) -> None:
         trained_or_measured = [name for name in ran if name.startswith(("pretrain", "tune", "quantize", "measure"))]
         assert trained_or_measured == ["pretrain@running_mean", "measure_pretrain@running_mean"], ran
         assert read_record(finished.root / paths.record("pretrain", "running_mean")).status == "ok"
-        assert "Running mean" in (finished.root / "reports/index.html").read_text()
+        page = (finished.root / "reports/index.html").read_text()
+        assert "Running mean" in page
+        assert "the mean of all values so far" in page
     finally:
         path.unlink(missing_ok=True)
         finished.run("git", "reset", "-q", "--hard")

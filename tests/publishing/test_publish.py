@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -11,10 +12,11 @@ from urllib.parse import unquote
 import pytest
 from ruamel.yaml import YAML
 
-from efficientllm import paths, pipeline
+from efficientllm import config, paths, pipeline
+from efficientllm.config.schema import FilesSource, TokenizerSettings
 from efficientllm.errors import ArtifactError, ParameterError
 from efficientllm.files import read_json, write_json
-from efficientllm.publishing.publish import device, publish
+from efficientllm.publishing.publish import _command, device, publish
 from efficientllm.publishing.published_set import PublishedSet, read_sets, render_index, write_index
 from efficientllm.publishing.revisions import Revision, read_revisions
 from efficientllm.records import Record, read_record, write_record
@@ -260,6 +262,43 @@ def test_the_command_repeats_the_run_beside_the_clone(run: Path, tmp_path: Path)
     copy = tmp_path / "efficientllm-first"
     assert (copy / "made").read_text().startswith("# changed since")
     assert (copy / "profiles" / "cpu.yaml").is_file()
+
+
+def test_the_command_takes_over_the_users_own_files(run: Path, tmp_path: Path) -> None:
+    (run / ".gitignore").write_text("/artifacts\n/results\n/own texts\n/tokens.json\n")
+    (run / "Makefile").write_text("repro:\n\tcat 'own texts/deep/a.txt' tokens.json > made\n")
+    for command in (["add", "-A"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "code"]):
+        subprocess.run(["git", *command], cwd=run, check=True)
+    configuration = config.load(run)
+    data = configuration.profile.data.model_copy(
+        update={
+            "source": "files",
+            "files": FilesSource(paths=["own texts/**/*.txt", "/elsewhere/*.txt"], text_field="text", licence="own"),
+            "tokenizer": TokenizerSettings(train_vocabulary_size=None, path="tokens.json"),
+        }
+    )
+    profile = configuration.profile.model_copy(update={"data": data})
+    folder = run / "reports" / "published" / "own"
+    folder.mkdir(parents=True)
+    for name in ("params.yaml", "profile.yaml"):
+        (folder / name).write_text("")
+    (folder / "reproduce.sh").write_text(_command("own", replace(configuration, profile=profile), "HEAD", False, []))
+
+    def repeated() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["sh", str(folder / "reproduce.sh")], cwd="/", capture_output=True, text=True, check=False
+        )
+
+    copy = tmp_path / "efficientllm-own"
+    (run / "tokens.json").write_text("tokens")
+    failed = repeated()
+    assert (failed.returncode, copy.exists()) == (1, False)
+    assert "own texts is missing" in failed.stderr
+    (run / "own texts" / "deep").mkdir(parents=True)
+    (run / "own texts" / "deep" / "a.txt").write_text("text, ")
+    done = repeated()
+    assert done.returncode == 0, done.stderr
+    assert (copy / "made").read_text() == "text, tokens"
 
 
 def test_the_index_in_this_repository_is_current() -> None:
