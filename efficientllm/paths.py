@@ -54,3 +54,11 @@ def evaluation(key: str) -> Path:
 def checkpoint(axis: str, cell: str) -> Path:
     """Folder of the checkpoint that a killed run resumes from; outside DVC's outputs, which DVC deletes before a run."""
     return CHECKPOINTS / axis / cell
+
+
+def copied_project_hint() -> str:
+    """What to add to an error about a missing file in a queued experiment, which has of the project what Git has."""
+    copied = Path(".dvc", "tmp", "exps").parts
+    parts = Path.cwd().parts
+    inside = any(parts[place : place + len(copied)] == copied for place in range(len(parts)))
+    return "; an experiment that is queued has no other files than Git: add --copy-paths to `dvc exp run`" if inside else ""

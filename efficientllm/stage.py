@@ -9,6 +9,7 @@ from pathlib import Path
 from efficientllm import paths, preload
 from efficientllm.errors import ArtifactError, CellFailure, EfficientLLMError, Terminated, first_line
 from efficientllm.files import check_directory, read_json, whole_directory, write_checked_json, write_json
+from efficientllm.parameter_changes import parameter_files, require_unchanged
 from efficientllm.termination import end_with_parent, terminate_by_exception
 
 INTERRUPTED = 130
@@ -43,11 +44,15 @@ def run_stage(main: Callable[[], int], *, preloaded: bool = False) -> int:
     module = getattr(sys.modules["__main__"], "__spec__", None)
     try:
         with terminate_by_exception():
+            parameters = parameter_files()
+            code = None
             if preloaded and module is not None and preload.available():
                 code = preload.run_preloaded(module.name)
-                if code is not None:
-                    return code
-            return main()
+            if code is None:
+                code = main()
+            if code == 0:
+                require_unchanged(parameters)
+            return code
     except EfficientLLMError as error:
         if os.environ.get("EFFICIENTLLM_TRACEBACK"):
             raise

@@ -20,8 +20,11 @@ def add_commands(commands: Any) -> None:
 
 def _check(_: argparse.Namespace) -> Iterator[str]:
     from efficientllm import config, paths
+    from efficientllm.config.grid import check_grid, data_fingerprint
 
     configuration = config.load()
+    check_grid(configuration)
+    data_fingerprint(configuration)
     rows = configuration.rows()
     yield f"{paths.PARAMETERS} and {paths.PROFILES / configuration.parameters.profile}.yaml are valid:"
     for axis in dict.fromkeys(row.axis for row in rows):

@@ -40,10 +40,10 @@ def check_grid(configuration: Configuration) -> None:
     for size, source in configuration.parameters.bases.items():
         if Path(source).parent == paths.PRETRAIN:  # the length of a checkpoint is known once it has been read
             _check_lengths(configuration, size, {"tune": profile.tune.training.sequence_length})
-        elif not Path(source).exists():
+        elif not _exists(source):
             raise ParameterError(
                 f"bases.{size} in {paths.PARAMETERS} is {shown(source)}, which does not exist: name a folder, a .gguf or a "
-                ".yaml file (docs/bases.md)"
+                f".yaml file (docs/bases.md){paths.copied_project_hint()}"
             )
     if not profile.random_weights:
         check_shares(profile.parallel, profile.pretrain.training.batch_size, "pretrain.training.batch_size")
@@ -57,6 +57,13 @@ def check_grid(configuration: Configuration) -> None:
                     f"{stage}.training.optimizer is 'adamw_8bit', which needs a CUDA GPU: set it to adamw"
                 )
     check_country(profile.measure.country_iso_code)
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except OSError:  # a name that no file system takes
+        return False
 
 
 def _check_lengths(configuration: Configuration, size: str, trained: dict[str, int]) -> None:
@@ -98,6 +105,7 @@ def data_fingerprint(configuration: Configuration) -> dict[str, Any]:
             if not path.is_file():
                 raise ParameterError(
                     f"{key} names {shown(str(path))}, which is no file: paths are relative to the folder of dvc.yaml"
+                    f"{paths.copied_project_hint()}"
                 )
             try:
                 hashes[str(path)] = file_hash(path)

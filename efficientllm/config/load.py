@@ -156,6 +156,12 @@ def _check_names(parameters: Parameters, profile: Profile, profile_path: Path) -
     _check_bases(parameters)
     _check_replicas(parameters)
     _check_architectures(parameters, profile, profile_path)
+    for stage, training in (("pretrain", profile.pretrain.training), ("tune", profile.tune.training)):
+        if training.warmup_steps > training.steps:
+            raise ParameterError(
+                f"{stage}.training.warmup_steps in {profile_path} is {training.warmup_steps}, more than its {training.steps} steps: "
+                "no step would have the full learning rate: lower it, or raise steps"
+            )
     for kind, chosen, block, known_blocks in (
         ("tuning method", parameters.methods, "tune.methods", profile.tune.methods),
         ("precision", parameters.precisions, "quantize", profile.quantize),

@@ -23,7 +23,7 @@ from efficientllm.measurement.hardware import read_hardware, sensor_doubt
 from efficientllm.measurement.memory import MemoryMeter
 from efficientllm.measurement.nvml import NvmlDevice
 from efficientllm.measurement.provenance import provenance
-from efficientllm.measurement.quality import NO_CHOICES, held_out_folder, perplexity_values, task_values
+from efficientllm.measurement.quality import NO_CHOICES, NoQualityError, held_out_folder, perplexity_values, task_values
 from efficientllm.measurement.serving_values import serve
 from efficientllm.measurement.training_values import train, training_values
 from efficientllm.models.decoder import Decoder
@@ -142,15 +142,20 @@ def _quality(
     device: torch.device,
     findings: Findings,
 ) -> Outcomes | None:
-    """Evaluates the model; one of random weights is not."""
+    """Evaluates the model; one of random weights is not, and one whose loss is no number has no quality."""
     wanted = {entry.key for entry in metrics.measured_metrics(axis)}
     if configuration.profile.random_weights:
         findings.missing |= {key: RANDOM for key in metrics.QUALITY if key in wanted}
         return None
-    values, losses = perplexity_values(configuration, decoder, device, base)
     correct = None
+    try:
+        values, losses = perplexity_values(configuration, decoder, device, base)
+        if base is not None:
+            scored, groups, correct = task_values(configuration, decoder, device, base)
+    except NoQualityError as error:
+        findings.missing |= {key: str(error) for key in metrics.QUALITY if key in wanted}
+        return None
     if base is not None:
-        scored, groups, correct = task_values(configuration, decoder, device, base)
         values |= scored
         findings.information["task_groups"] = groups
         if correct is None:

@@ -7,13 +7,13 @@ import numpy as np
 import torch
 
 from efficientllm import registry
-from efficientllm.bases.base import RANDOM, base_folder, read_base_quality
+from efficientllm.bases.base import base_folder, read_base_quality
 from efficientllm.config import Configuration
 from efficientllm.evaluation.outcomes import Outcomes
 from efficientllm.measurement import subjects
 from efficientllm.measurement.findings import Findings
 from efficientllm.measurement.kept_evaluations import evaluation_key, keep, kept
-from efficientllm.measurement.quality import NO_CHOICES, perplexity_values, task_values
+from efficientllm.measurement.quality import NO_CHOICES, NoQualityError, perplexity_values, task_values
 from efficientllm.measurement.quality_change import accuracy_change, perplexity_change
 from efficientllm.measurement.statistics import bootstrap_interval, single
 from efficientllm.models.decoder import Decoder
@@ -61,8 +61,8 @@ def compression_values(
 
 def _tuned(configuration: Configuration, size: str, outcomes: Outcomes | None, findings: Findings) -> None:
     """Compares a tuned cell with its base: what it has learned of the task and forgotten of the text."""
-    if configuration.profile.random_weights or outcomes is None:
-        findings.missing |= dict.fromkeys(_CHANGES, RANDOM)
+    if outcomes is None:
+        findings.missing |= dict.fromkeys(_CHANGES, findings.missing["perplexity"])
         return
     base = read_base_quality(size)
     findings.values["perplexity_change"] = perplexity_change(outcomes.losses, base.losses, _UNTUNED)
@@ -88,14 +88,19 @@ def _quantized(
         "ratio_nominal": 16 / precision(technique).nominal_bits,
     }
     findings.information["compression"] = sizes
-    if configuration.profile.random_weights or outcomes is None:
-        findings.missing |= dict.fromkeys((*_CHANGES, "model_compression_rate"), RANDOM)
+    compared = (*_CHANGES, "model_compression_rate")
+    if outcomes is None:
+        findings.missing |= dict.fromkeys(compared, findings.missing["perplexity"])
         return
     if technique == subjects.REFERENCE_PRECISION:
         original = outcomes
         keep(evaluation_key(configuration, decoder, base_folder(size)), outcomes)
     else:
-        original = _in_bfloat16(configuration, size, decoder.embed_tokens.weight.device)
+        try:
+            original = _in_bfloat16(configuration, size, decoder.embed_tokens.weight.device)
+        except NoQualityError as error:
+            findings.missing |= dict.fromkeys(compared, f"in bfloat16 {error}")
+            return
     findings.values["perplexity_change"] = perplexity_change(outcomes.losses, original.losses, _BFLOAT16)
     sizes["perplexity_bfloat16"] = math.exp(original.losses.mean)
     correct, reference = outcomes.correct, original.correct
@@ -110,14 +115,14 @@ def _quantized(
         )
         return
     pairs = np.stack([correct, reference], axis=1)
-    low, high = bootstrap_interval(
+    shares = bootstrap_interval(
         pairs, lambda draws: draws[..., 0].sum(axis=1) / np.maximum(draws[..., 1].sum(axis=1), 1)
     )
     kept, ratio = float(correct.mean() / reference.mean()), whole / stored
     sizes["quality_kept"] = kept
     sizes["rate_in_memory"] = whole / held * kept
     findings.values["model_compression_rate"] = single(
-        "model_compression_rate", ratio * kept, n=len(correct), interval=(ratio * low, ratio * high),
+        "model_compression_rate", ratio * kept, n=len(correct), interval=shares and (ratio * shares[0], ratio * shares[1]),
         method="stored bytes of bfloat16 over this cell's, times task accuracy over bfloat16's; paired bootstrap",
     )  # fmt: skip
 

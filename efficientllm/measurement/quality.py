@@ -12,6 +12,7 @@ from efficientllm.config import Configuration
 from efficientllm.data.manifest import read_manifest
 from efficientllm.data.packing import evaluation_windows, open_split
 from efficientllm.data.prompts import encode_questions
+from efficientllm.errors import CellFailure
 from efficientllm.evaluation.half_products import half_products_in_float32
 from efficientllm.evaluation.perplexity import WindowLosses, spread_windows, window_losses
 from efficientllm.evaluation.task import score_questions
@@ -23,6 +24,12 @@ NO_CHOICES = (
     "no test example of the task has choices: free answers have a loss and an exact match, and no label to pick"
 )
 """Why a task of free answers has no accuracy."""
+
+_LARGEST_LOSS = 700.0  # nat per token, of which exp is still a number
+
+
+class NoQualityError(CellFailure):
+    """A model's loss is no number, or beyond any perplexity; its speed and energy may be measured all the same."""
 
 
 def held_out_folder(base: Path | None) -> Path:
@@ -47,6 +54,9 @@ def perplexity_values(
 
     Returns:
         The values, and the losses of the windows that they come from.
+
+    Raises:
+        NoQualityError: The loss is no number, or beyond any perplexity.
     """
     settings = configuration.profile.measure
     tokens = open_split(held_out_folder(base), "test")
@@ -56,15 +66,16 @@ def perplexity_values(
         losses = window_losses(decoder, taken, settings.evaluation_batch_size, device)
     interval = _ratio_interval(losses.nats, losses.tokens)
     bits = len(tokens) / read_manifest(paths.DATA)["splits"]["test"]["bytes"] / math.log(2)
+    _require_numbers(losses.nats, losses.tokens, "held-out loss")
     method = f"{len(taken)} of {len(windows)} windows of {windows.shape[1] - 1} tokens, evenly spread; bootstrap over windows"
     values = {
         "perplexity": single(
             "perplexity", math.exp(losses.mean), method=method, n=len(taken),
-            interval=(math.exp(interval[0]), math.exp(interval[1])),
+            interval=interval and (math.exp(interval[0]), math.exp(interval[1])),
         ),
         "bits_per_byte": single(
             "bits_per_byte", losses.mean * bits, method=method, n=len(taken),
-            interval=(interval[0] * bits, interval[1] * bits),
+            interval=interval and (interval[0] * bits, interval[1] * bits),
         ),
     }  # fmt: skip
     return values, losses
@@ -85,6 +96,9 @@ def task_values(
         The values; accuracy, exact match and majority class of each group of examples, as information; and 1.0 or 0.0 for
         each example with choices, as it was answered rightly or not. Without such examples that is None, and so is the
         accuracy missing: `NO_CHOICES`.
+
+    Raises:
+        NoQualityError: The loss is no number.
     """
     settings = configuration.profile.measure
     questions = encode_questions(
@@ -92,6 +106,7 @@ def task_values(
     )
     with half_products_in_float32(decoder):
         scores = score_questions(decoder, questions, settings.evaluation_batch_size, pad_token=0, device=device)
+    _require_numbers(scores.nats, scores.tokens, "loss of the task's answers")
     examples = f"{len(questions)} test examples"
     values = {
         "task_loss": single(
@@ -120,8 +135,8 @@ def task_values(
 
 
 def _share(key: str, outcomes: np.ndarray, method: str) -> Value:
-    low, high = bootstrap_interval(outcomes, lambda draws: draws.mean(axis=1))
-    interval = (100 * low, 100 * high)
+    shares = bootstrap_interval(outcomes, lambda draws: draws.mean(axis=1))
+    interval = shares and (100 * shares[0], 100 * shares[1])
     return single(key, 100 * float(outcomes.mean()), method=method, n=len(outcomes), interval=interval)
 
 
@@ -129,7 +144,18 @@ def _percent(outcomes: np.ndarray) -> float | None:
     return 100 * float(outcomes.mean()) if len(outcomes) else None
 
 
-def _ratio_interval(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
+def _require_numbers(nats: np.ndarray, tokens: np.ndarray, name: str) -> None:
+    """Makes sure that a model's losses are numbers of which exp can be taken, interval included."""
+    worst = float(np.max(nats / tokens))
+    if not worst < _LARGEST_LOSS:
+        found = f"{worst:.4g} nat per token somewhere" if math.isfinite(worst) else "no number somewhere"
+        raise NoQualityError(
+            f"the {name} is {found}: training diverged (lower its learning_rate), the weights are damaged, or they are too large "
+            "for their type"
+        )
+
+
+def _ratio_interval(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float] | None:
     """Interval of sum over count, resampling both together."""
     pairs = np.stack([sums, counts], axis=1)
     return bootstrap_interval(pairs, lambda draws: draws[..., 0].sum(axis=1) / draws[..., 1].sum(axis=1))

@@ -17,14 +17,19 @@ _SEED = 0
 
 def bootstrap_interval(
     samples: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], *, seed: int = _SEED
-) -> tuple[float, float]:
+) -> tuple[float, float] | None:
     """Percentile bootstrap 95 % interval (Efron 1979), for the dozens to thousands of windows or examples of an evaluation.
 
     Args:
         samples: Observations along the first axis `[n, ...]`.
         statistic: Maps draws `[draws, n, ...]` to one value each, `[draws]`.
         seed: Seed of the draws, fixed so that a record is a function of its repeats.
+
+    Returns:
+        The ends of the interval; None for a single observation, which says nothing of others.
     """
+    if len(samples) < 2:
+        return None
     picks = np.random.default_rng(seed).integers(0, len(samples), size=(_DRAWS, len(samples)))
     low, high = np.percentile(statistic(samples[picks]), [2.5, 97.5])
     return float(low), float(high)

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from efficientllm import config, paths, pipeline
 from efficientllm.config.load import read_yaml
 from efficientllm.errors import ArtifactError, shown
+from efficientllm.parameter_changes import value_of
 from efficientllm.ranking.results import RANKING_FILE, RESULTS_FILE, SUMMARY_FILE
 
 _REMEDY = "run `dvc repro`, then publish"
@@ -97,7 +98,7 @@ def _check_parameters(configuration: config.Configuration, stages: dict[str, _St
             if file not in current:
                 raise ArtifactError(f"{paths.PARAMETERS}: profile has changed since {name} ran with {file}: {_REMEDY}")
             for key, value in values.items():
-                if _parameter(current[file], key) != value:
+                if value_of(current[file], key) != value:
                     raise ArtifactError(f"{file}: {key} has changed since {name} ran: {_REMEDY}")
 
 
@@ -106,10 +107,3 @@ def _declared(configuration: config.Configuration) -> set[str]:
     names = {f"{kind}{row.axis}@{row.cell}" for row in configuration.rows() for kind in ("", "measure_")}
     names |= {f"base@{size}" for size in configuration.parameters.bases}
     return names | {f"replicate_{axis}@{cell}-{seed}" for axis, cell, seed in replicas(configuration)}
-
-
-def _parameter(content: Any, key: str) -> Any:
-    """The value of a dotted key; None where it is absent."""
-    for part in key.split("."):
-        content = content.get(part) if isinstance(content, dict) else None
-    return content

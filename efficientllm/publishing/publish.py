@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from efficientllm import __version__, config, paths, pipeline
-from efficientllm.errors import ArtifactError, ParameterError
-from efficientllm.files import read_json, size_on_disk, whole_directory, write_json, write_text
+from efficientllm.errors import ArtifactError, ParameterError, shown
+from efficientllm.files import CHECKSUMS_FILE, read_json, size_on_disk, whole_directory, write_json, write_text
 from efficientllm.measurement.provenance import git_state
 from efficientllm.publishing.lock import check_lock, replicas
 from efficientllm.publishing.published_set import REPORT_FILE, SET_FILE, PublishedSet, write_index
@@ -75,6 +75,12 @@ def publish(name: str | None = None, root: Path = Path()) -> Publication:
     replaced = folder.exists()
     if replaced and not (folder / SET_FILE).is_file():
         raise ArtifactError(f"{folder} exists and is no published set: choose another name, or move it elsewhere")
+    if replaced and (folder / CHECKSUMS_FILE).is_file():
+        known = {*read_json(folder / CHECKSUMS_FILE), CHECKSUMS_FILE}
+        if own := sorted(path.name for path in folder.iterdir() if path.name not in known):
+            raise ArtifactError(
+                f"{folder} holds {shown(own[0])}, which is no file of the set and would be lost: move it elsewhere"
+            )
     copied = {
         paths.REPORT: REPORT_FILE,
         paths.RESULTS / RESULTS_FILE: RESULTS_FILE,
@@ -188,7 +194,7 @@ copy=$clone/../efficientllm-{name}
 {needed}git -C "$here" worktree add --detach "$copy" {revision or "HEAD"}
 cd "$copy"
 cp "$here/{paths.PARAMETERS.name}" {paths.PARAMETERS}
-cp "$here/{PROFILE_FILE}" {paths.PROFILES / configuration.parameters.profile}.yaml
+cp "$here/{PROFILE_FILE}" {shlex.quote(f"{paths.PROFILES / configuration.parameters.profile}.yaml")}
 {copied}make repro
 """
 

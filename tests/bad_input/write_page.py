@@ -13,7 +13,8 @@ _HEAD = """# Bad input, and what is said about it
 
 Whatever can be wrong with parameters, files, names and command lines is one line that names it and says what to do, and the
 exit code 1 (2 for a command line that is not understood); never a traceback. `stages.probe`, the first stage of the pipeline,
-checks all parameters before anything else runs. `EFFICIENTLLM_TRACEBACK=1` shows where such an error comes from.
+checks all parameters before anything else runs. Where a value of `params.yaml` is no list or mapping although one is needed (`methods: lora`), DVC
+stops before that stage, in its own words: `efficientllm check` says it in these. `EFFICIENTLLM_TRACEBACK=1` shows where such an error comes from.
 
 `tests/bad_input` tries each of these inputs and compares the line with the one that stands here (`...`: words of another library).
 Lists of known names are those of the small project of these tests.

@@ -78,6 +78,8 @@ def test_faults_in_params(project: Path, key: str, value: object, message: str) 
         ("pretrain.training.steps", 1.5, "parameter 'pretrain.training.steps' in profiles/cpu.yaml is 1.5"),
         ("pretrain.training.weight_decay", float("nan"), "parameter 'pretrain.training.weight_decay'"),
         ("pretrain.training.autocast", "bf16", "parameter 'pretrain.training.autocast' in profiles/cpu.yaml is 'bf16': input should be 'auto', 'none' or 'bfloat16'"),
+        ("pretrain.training.warmup_steps", 501, "pretrain.training.warmup_steps in profiles/cpu.yaml is 501, more than its 500 steps"),
+        ("tune.training.steps", 5, "tune.training.warmup_steps in profiles/cpu.yaml is 10, more than its 5 steps"),
         ("models.small.heads", "four", "parameter 'models.small.heads' in profiles/cpu.yaml is 'four'"),
         ("models.small.hedas", 4, "unknown parameter 'models.small.hedas' in profiles/cpu.yaml; did you mean 'models.small.heads'?"),
         ("data.source", "web", "parameter 'data.source' in profiles/cpu.yaml is 'web': input should be 'sotu', 'files' or 'huggingface'"),

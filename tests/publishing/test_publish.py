@@ -131,11 +131,16 @@ def test_publishing_again_replaces_and_gives_the_same_bytes(run: Path) -> None:
         return {path: path.read_bytes() for path in sorted((run / paths.PUBLISHED).rglob("*")) if path.is_file()}
 
     publish("first")
-    (run / paths.PUBLISHED / "first" / "stale.txt").write_text("x")
+    folder = run / paths.PUBLISHED / "first"
+    (folder / "stale.txt").write_text("x")  # of an earlier version, which its checksums know
+    write_json(folder / "checksums.json", {**read_json(folder / "checksums.json"), "stale.txt": "0" * 64})
     before = content()
     assert publish("first").replaced
     after = content()
-    assert after == {path: text for path, text in before.items() if path.name != "stale.txt"}
+    changed = {"stale.txt", "checksums.json"}
+    assert after.keys() == {path for path in before if path.name != "stale.txt"}
+    assert all(after[path] == text for path, text in before.items() if path.name not in changed)
+    assert "stale.txt" not in read_json(folder / "checksums.json")
     assert not [path for path in (run / paths.PUBLISHED).iterdir() if path.name.startswith(".")]
 
 
@@ -299,6 +304,16 @@ def test_the_command_takes_over_the_users_own_files(run: Path, tmp_path: Path) -
     done = repeated()
     assert done.returncode == 0, done.stderr
     assert (copy / "made").read_text() == "text, tokens"
+
+
+def test_a_set_with_files_of_somebody_elses_is_not_replaced(run: Path) -> None:
+    folder = publish("first").folder
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(ArtifactError, match=r"holds 'notes\.txt', which is no file of the set"):
+        publish("first")
+    assert (folder / "notes.txt").read_text() == "mine"
+    (folder / "notes.txt").unlink()
+    assert publish("first").replaced
 
 
 def test_the_index_in_this_repository_is_current() -> None:
