@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ from efficientllm.data.manifest import write_manifest
 from efficientllm.data.packing import check_size, write_split
 from efficientllm.data.sources import read_source
 from efficientllm.data.splits import SPLITS, Split, split_documents
-from efficientllm.data.tasks import Example, corpus_task, file_task, read_task, task_facts, write_examples
+from efficientllm.data.tasks import Example, corpus_task, file_task, read_task, task_facts, task_texts, write_examples
 from efficientllm.data.tokenizer import TextTokenizer, adopt_tokenizer, save_tokenizer, train_tokenizer
 from efficientllm.errors import DataError
 from efficientllm.files import whole_directory
 
+_SAMPLE_DOCUMENTS = 64
 _SAMPLE_CHARACTERS = 2000
 _LOST_SHARE = 0.1
 
@@ -48,7 +50,7 @@ def prepare(
     announce("making the instruction task")
     task = _task(settings, divided, seed)
     announce("training the tokenizer" if settings.tokenizer.path is None else "reading the tokenizer")
-    tokenizer = _tokenizer(settings, divided["train"])
+    tokenizer = _tokenizer(settings, divided)
     with whole_directory(destination) as folder:
         announce("encoding the text")
         tokens = {split: tokenizer.encode_documents(document.text for document in divided[split]) for split in SPLITS}
@@ -79,6 +81,7 @@ def prepare(
                 "path": settings.tokenizer.path,
                 "end_token": tokenizer.end_token,
                 "end_token_id": tokenizer.end_token_id,
+                "lossless": tokenizer.keeps(chain((document.text for document in divided["test"]), task_texts(task))),
             },
             "baselines": baselines(
                 tokens["train"],
@@ -91,19 +94,28 @@ def prepare(
         return write_manifest(folder, facts)
 
 
-def _check_coverage(tokenizer: TextTokenizer, sample: str, path: str) -> None:
-    """Checks that a tokenizer of somebody else's knows the characters of this text, whatever it does to their case.
+def _check_coverage(tokenizer: TextTokenizer, documents: list[Document], path: str) -> None:
+    """Checks that a tokenizer of somebody else's knows the characters of a sample, whatever it does to their case.
+
+    The sample is the middle of documents from all over the corpus: the first may be in another language than most, and
+    a document may begin with a notice that is.
 
     Raises:
-        DataError: More than a tenth of the text's characters do not come back.
+        DataError: More than a tenth of the sample's characters do not come back.
     """
-    known = set(tokenizer.decode(tokenizer.encode([sample])[0]).casefold())
-    wanted = "".join(sample.casefold().split())
-    lost = [character for character in wanted if character not in known]
-    if len(lost) > _LOST_SHARE * len(wanted):
+    wanted_characters = 0
+    lost: list[str] = []
+    for document in documents[:: -(-len(documents) // _SAMPLE_DOCUMENTS)]:
+        start = max(0, (len(document.text) - _SAMPLE_CHARACTERS) // 2)
+        sample = document.text[start : start + _SAMPLE_CHARACTERS]
+        known = set(tokenizer.decode(tokenizer.encode([sample])[0]).casefold())
+        wanted = "".join(sample.casefold().split())
+        wanted_characters += len(wanted)
+        lost += [character for character in wanted if character not in known]
+    if len(lost) > _LOST_SHARE * wanted_characters:
         raise DataError(
-            f"data.tokenizer.path: {path} does not know {len(lost)} of {len(wanted)} characters of the text, such as "
-            f"{lost[0]!r}: choose a byte-level tokenizer, or set train_vocabulary_size and no path"
+            f"data.tokenizer.path: {path} does not know {len(lost)} of {wanted_characters} characters of a sample of the "
+            f"text, such as {lost[0]!r}: choose a byte-level tokenizer, or set train_vocabulary_size and no path"
         )
 
 
@@ -158,11 +170,11 @@ def _divided_addresses(settings: DataSettings, seed: int) -> dict[Split, list[Do
     )
 
 
-def _tokenizer(settings: DataSettings, documents: list[Document]) -> TextTokenizer:
+def _tokenizer(settings: DataSettings, divided: dict[Split, list[Document]]) -> TextTokenizer:
     if settings.tokenizer.path is not None:
         adopted = adopt_tokenizer(Path(settings.tokenizer.path))
-        _check_coverage(adopted, documents[0].text[:_SAMPLE_CHARACTERS], settings.tokenizer.path)
+        _check_coverage(adopted, [document for split in SPLITS for document in divided[split]], settings.tokenizer.path)
         return adopted
     size = settings.tokenizer.train_vocabulary_size
     assert size is not None  # the configuration sets exactly one of the two
-    return train_tokenizer((document.text for document in documents), size)
+    return train_tokenizer((document.text for document in divided["train"]), size)

@@ -147,6 +147,7 @@ def _example(value: object, where: str) -> Example:
     choices = value.get("choices", [])
     if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
         raise DataError(f"{where}: field 'choices' is not a list of texts")
+    choices = [choice.replace("\r\n", "\n") for choice in choices]
     if choices and text["output"] not in choices:
         raise DataError(f"{where}: the output {text['output']!r} is not among its choices: add it to them")
     if choices and (len(set(choices)) != len(choices) or len(choices) < 2):
@@ -181,7 +182,7 @@ def file_task(
         seed: Decides the order.
 
     Raises:
-        DataError: There are fewer than three different questions.
+        DataError: There are fewer than three different questions, or too few for these fractions.
     """
     questions: dict[tuple[str, str], list[Example]] = defaultdict(list)
     for example in dict.fromkeys(examples):
@@ -199,8 +200,21 @@ def file_task(
         "validation": order[test : test + validation],
         "train": order[test + validation :],
     }
+    if empty := [split for split in SPLITS if not parts[split]]:
+        raise DataError(
+            f"data.task.path has {len(order)} different questions, of which data.test_fraction {test_fraction} takes "
+            f"{len(parts['test'])} and data.validation_fraction {validation_fraction} {len(parts['validation'])}, which "
+            f"leaves none for {' and '.join(empty)}: lower the fractions, or give more questions"
+        )
     limits: dict[Split, int] = {"train": training_examples, "validation": test_examples, "test": test_examples}
     return {split: [example for row in parts[split] for example in row][: limits[split]] for split in SPLITS}
+
+
+def task_texts(task: dict[Split, list[Example]]) -> list[str]:
+    """Every different text of a task: instructions, inputs, outputs and choices."""
+    examples = [example for split in SPLITS for example in task[split]]
+    texts = ((example.instruction, example.input, example.output, *example.choices) for example in examples)
+    return list(dict.fromkeys(text for one in texts for text in one))
 
 
 def write_examples(folder: Path, split: Split, examples: Sequence[Example]) -> None:

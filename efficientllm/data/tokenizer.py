@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,25 +60,33 @@ class TextTokenizer:
         """
         kind = np.uint16 if self.vocabulary_size <= 2**16 else np.uint32
         arrays: list[np.ndarray] = [np.zeros(0, kind)]
-        pieces: list[tuple[str, bool]] = []
-        characters = 0
-
-        def flush() -> None:
-            nonlocal characters
+        for pieces in _batches(texts):
             for token_ids, (_, last) in zip(self.encode([text for text, _ in pieces]), pieces, strict=True):
                 arrays.append(np.array([*token_ids, self.end_token_id] if last else token_ids, kind))
-            pieces.clear()
-            characters = 0
-
-        for text in texts:
-            parts = _parts(text)
-            for number, part in enumerate(parts, start=1):
-                pieces.append((part, number == len(parts)))
-                characters += len(part)
-                if characters >= _BATCH_CHARACTERS:
-                    flush()
-        flush()
         return np.concatenate(arrays)
+
+    def keeps(self, texts: Iterable[str]) -> bool:
+        """Whether each of the texts comes back from its tokens as it was, to the character."""
+        return all(
+            self.decode(token_ids) == text
+            for pieces in _batches(texts)
+            for token_ids, (text, _) in zip(self.encode([text for text, _ in pieces]), pieces, strict=True)
+        )
+
+
+def _batches(texts: Iterable[str]) -> Iterator[list[tuple[str, bool]]]:
+    """The parts of the texts, each with whether it ends its text, as many at once as the library has memory for."""
+    pieces: list[tuple[str, bool]] = []
+    characters = 0
+    for text in texts:
+        parts = _parts(text)
+        for number, part in enumerate(parts, start=1):
+            pieces.append((part, number == len(parts)))
+            characters += len(part)
+            if characters >= _BATCH_CHARACTERS:
+                yield pieces
+                pieces, characters = [], 0
+    yield pieces
 
 
 def _parts(text: str) -> list[str]:

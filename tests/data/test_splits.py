@@ -44,6 +44,16 @@ def test_a_corpus_of_three_documents_fills_three_splits():
     assert [len(divided[split]) for split in SPLITS] == [1, 1, 1]
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_the_largest_document_is_for_training_where_nothing_else_would_be(seed):
+    documents = [Document("large", "x" * 5_000_000), *(Document(str(number), "x" * 1000) for number in range(41))]
+    divided = split_documents(documents, **FRACTIONS, seed=seed)
+    assert [len(divided[split]) for split in SPLITS] == [1, 14, 27]
+    assert divided["train"][0].identifier == "large"
+    equal = split_documents(documents[1:5], validation_fraction=0.49, test_fraction=0.49, seed=seed)
+    assert [len(equal[split]) for split in SPLITS] == [1, 2, 1]
+
+
 def test_a_small_stratum_goes_to_training():
     documents = [Document(str(number), "text", {"era": "x"}) for number in range(9)]
     documents += [Document("lone", "text", {"era": "y"})]

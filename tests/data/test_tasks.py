@@ -125,6 +125,15 @@ def test_an_alpaca_file_is_read(tmp_path):
     ]
 
 
+def test_line_breaks_of_choices_are_those_of_the_output(tmp_path):
+    path = tmp_path / "task.jsonl"
+    path.write_text(json.dumps({"instruction": "q", "output": "a\r\nb", "choices": ["a\r\nb", "c"]}))
+    assert read_task(path) == [Example("q", "", "a\nb", ("a\nb", "c"), "file", "")]
+    path.write_text(json.dumps({"instruction": "q", "output": "a\nb", "choices": ["a\nb", "a\r\nb"]}))
+    with pytest.raises(DataError, match="two different texts"):
+        read_task(path)
+
+
 @pytest.mark.parametrize(
     ("row", "expected"),
     [
@@ -171,3 +180,13 @@ def test_the_limits_cut_and_too_few_questions_are_an_error():
     assert [len(task[split]) for split in SPLITS] == [5, 1, 1]
     with pytest.raises(DataError, match="2 different questions"):
         file_task([*rows[:2], rows[0]], **FILE_SETTINGS)
+
+
+def test_fractions_that_leave_nothing_for_training_are_an_error():
+    rows = [Example("q", str(number), "a", (), "file", "") for number in range(4)]
+    with pytest.raises(DataError) as caught:
+        file_task(rows, **(FILE_SETTINGS | {"validation_fraction": 0.49, "test_fraction": 0.49}))
+    assert str(caught.value) == (
+        "data.task.path has 4 different questions, of which data.test_fraction 0.49 takes 2 and data.validation_fraction "
+        "0.49 2, which leaves none for train: lower the fractions, or give more questions"
+    )

@@ -1,10 +1,13 @@
 """Experiments of a real DVC repository, whose only stage writes the results of a cell from a learning rate."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import dvc.api as dvc_api
 import pytest
+from celery.exceptions import ImproperlyConfigured
 
 from efficientllm.cli import main
 from efficientllm.errors import ArtifactError, ParameterError
@@ -52,12 +55,14 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_best_comes_first_with_what_it_changed(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(repository)
-    found = compare_experiments("tune", "lora-small", "task_loss")
+    sweep = compare_experiments("tune", "lora-small", "task_loss")
+    found = sweep.experiments
     assert [entry.name for entry in found[:2]] == ["best", "near"]
     assert len(found) == 4
     assert found[0].value == pytest.approx(1.0)
     assert [entry.changed for entry in found] == [{"tune.rate": rate} for rate in (0.004, 0.005, 0.002, 0.009)]
-    lines = describe(found, "task_loss")
+    lines = describe(sweep, "task_loss")
+    assert not any(line.startswith("left out") for line in lines)
     assert lines[0] == "Held-out task loss (nat/token), lower is better"
     assert "best" in lines[1]
     assert "tune.rate=0.004" in lines[1]
@@ -75,7 +80,7 @@ def test_the_command(repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
 def test_a_missing_value_has_its_reason(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(repository)
     found = compare_experiments("tune", "lora-small", "task_accuracy")
-    assert {entry.reason for entry in found} == {"not measured: no task"}
+    assert {entry.reason for entry in found.experiments} == {"not measured: no task"}
     assert not any(line.startswith("best") for line in describe(found, "task_accuracy"))
 
 
@@ -104,6 +109,48 @@ def test_outside_of_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ArtifactError, match="the experiments cannot be listed"):
         compare_experiments("tune", "lora-small", "task_loss")
+
+
+def test_experiments_that_have_not_run_are_left_out(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "queue"
+    shutil.copytree(repository, root, symlinks=True)
+    monkeypatch.chdir(root)
+    dvc = str(Path(sys.executable).parent / "dvc")
+    queue = [dvc, "exp", "run", "-q", "--queue", "-S", "profile.yaml:tune.rate=0.0041,0.0042,0.0043"]
+    subprocess.run(queue, check=True, capture_output=True, text=True)
+    shown = dvc_api.exp_show()
+    waiting = [entry for entry in shown if entry["State"] == "Queued"]
+    assert len(waiting) == 3
+    # a worker would outlive the test
+    waiting[0]["State"] = "Failed"
+    next(entry for entry in shown if entry["Experiment"] == "near")["State"] = "Success"
+    monkeypatch.setattr("dvc.api.exp_show", lambda: shown)
+    sweep = compare_experiments("tune", "lora-small", "task_loss")
+    assert {entry.name for entry in sweep.experiments} >= {"best", "near", "far"}
+    assert len(sweep.experiments) == 4
+    assert sweep.left_out == {"failed": 1, "queued": 2}
+    assert main(["sweep", "--axis", "tune", "--cell", "lora-small", "--metric", "loss"]) == 0
+    assert capsys.readouterr().out.splitlines()[-2] == "left out, without results of their own: 1 failed, 2 queued"
+    with pytest.raises(ArtifactError, match=r"of the axis 'quantize' \(1 failed, 2 queued\): run `dvc exp run`, or"):
+        compare_experiments("quantize", "int4-small", "task_loss")
+
+
+@pytest.mark.parametrize(
+    "error", [ImproperlyConfigured("no\npermission"), PermissionError(13, "Denied", ".dvc/tmp/exps")]
+)
+def test_a_clone_that_may_not_be_written_to(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def refuse() -> None:
+        raise error
+
+    monkeypatch.chdir(repository)
+    monkeypatch.setattr("dvc.api.exp_show", refuse)
+    with pytest.raises(ArtifactError, match=r"DVC cannot write to \.dvc/tmp here .*: make it writable") as caught:
+        compare_experiments("tune", "lora-small", "task_loss")
+    assert "\n" not in str(caught.value)
 
 
 def test_result_sets_of_experiments_and_commits(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,8 @@ from efficientllm.ranking.tidy import parse_tidy, read_tidy
 
 HEADER = "group,technique,metric,value\n"
 INTERVALS = "group,technique,metric,value,ci_low,ci_high\n"
+AXES = "axis,group,technique,metric,value,direction\n"
+UNITS = "group,technique,metric,value,unit\n"
 
 
 def parse(text: str):
@@ -71,6 +73,13 @@ def test_all_columns_in_any_order_and_others_are_ignored() -> None:
             "group,technique,metric,value,direction\ng,a,x,1,lower\nh,a,x,1,higher\n",
             "line 3, column 'direction': higher is better for 'x', but line 2 says lower",
         ),
+        (
+            AXES + "x,g,a,accuracy,1,lower\ny,g,a,accuracy,1,higher\nz,g,a,accuracy,1,\n",
+            "line 4, column 'direction': the axis 'z' has none for 'accuracy', and other axes differ (lower on line 2, higher on line 3)",
+        ),
+        (UNITS + "g,a,memory,1,GiB\ng,b,memory,900,MiB\n", "line 3, column 'unit': 'memory' has 'MiB' here, but 'GiB' on line 2"),
+        (UNITS + "g,a,memory,1,GiB\nh,b,memory,900,\n", "line 3, column 'unit': 'memory' has '' here, but 'GiB' on line 2"),
+        ("group,technique,metric,value,units\ng,a,memory,1,GiB\n", "unknown column 'units'; did you mean 'unit'?"),
         ("group,technique,metric,value,ci_low,ci_high\ng,a,loss,1,2,0\n", "line 2: ci_low 2 is above ci_high 0"),
         ("group,technique,metric,value,ci_low,ci_high\ng,a,loss,1,2,\n", "ci_low and ci_high come together"),
         (INTERVALS + "g,a,loss,1,0,2\ng,b,loss,22,1,2\n", "line 3, column 'value': 22 is outside its interval, ci_low 1 to ci_high 2: correct"),
@@ -86,6 +95,18 @@ def test_faults(text: str, message: str) -> None:
     assert message in str(caught.value)
     assert str(caught.value).startswith("t.csv")
     assert "\n" not in str(caught.value) and "\x1b" not in str(caught.value)
+
+
+def test_a_direction_that_one_axis_states_holds_for_those_that_state_none() -> None:
+    stated = "x,g,a,accuracy,1,lower\n"
+    assert [line.direction for line in parse(AXES + stated + "y,g,a,accuracy,1,\n")] == ["lower", "lower"]
+    assert [line.direction for line in parse(AXES + stated + "y,g,a,accuracy,1,higher\n")] == ["lower", "higher"]
+
+
+def test_units_may_differ_between_axes_and_where_there_is_no_value() -> None:
+    header = "axis,group,technique,metric,value,unit\n"
+    lines = parse(header + "x,g,a,memory,1,GiB\nx,g,b,memory,,\ny,g,a,memory,900,MiB\n")
+    assert [line.unit for line in lines] == ["GiB", "", "MiB"]
 
 
 @pytest.mark.parametrize(

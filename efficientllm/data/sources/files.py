@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from efficientllm import paths
 from efficientllm.config.schema import FilesSource
 from efficientllm.data.document import Corpus, Document, checked_document
 from efficientllm.errors import DataError, first_line, shown
@@ -46,6 +47,7 @@ def matched_files(patterns: Iterable[str]) -> list[Path]:
         if not matched:
             raise DataError(
                 f"data.files.paths: {shown(pattern)} matches no file (patterns are relative to the folder of dvc.yaml)"
+                f"{paths.copied_project_hint()}"
             )
         if glob.has_magic(pattern):
             for path in sorted(matched):
