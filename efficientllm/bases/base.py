@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from efficientllm import paths, pipeline
+from efficientllm.bases.own import check_own_checkpoint
 from efficientllm.bases.sources import is_own_checkpoint, open_checkpoint, random_shape
 from efficientllm.config import Configuration
+from efficientllm.data.manifest import read_manifest
 from efficientllm.data.packing import open_split, write_split
+from efficientllm.data.prompts import encode_questions, encode_split
 from efficientllm.data.tokenizer import (
     CONFIG_FILE,
     TOKENIZER_FILE,
@@ -44,7 +47,8 @@ def make_base(configuration: Configuration, size: str) -> None:
         size: A key of `bases` in params.yaml.
 
     Raises:
-        ParameterError: The source does not exist, or is a model that cannot be read as a decoder of ours.
+        ParameterError: The source does not exist, is a model that cannot be read as a decoder of ours, or does not fit its
+            tokenizer or the data's.
         ArtifactError: The source is damaged.
     """
     from efficientllm.models.imports import from_transformers
@@ -53,6 +57,7 @@ def make_base(configuration: Configuration, size: str) -> None:
     source = Path(configuration.parameters.bases[size])
     with whole_directory(base_folder(size)) as folder:
         if is_own_checkpoint(source):
+            check_own_checkpoint(source, size)
             shutil.copytree(source, folder, dirs_exist_ok=True, ignore=_only_the_model)
         elif (shape := random_shape(source)) is not None:
             save_random(folder, shape, configuration.parameters.seed)
@@ -61,9 +66,15 @@ def make_base(configuration: Configuration, size: str) -> None:
             model, tokenizer = open_checkpoint(source)
             save_decoder(folder, from_transformers(model))
             save_tokenizer(folder, _text_tokenizer(tokenizer, source))
-        _check_lengths(configuration, read_config(folder).context_length, source)
-        if file_hash(folder / TOKENIZER_FILE) != file_hash(paths.DATA / TOKENIZER_FILE):
-            write_split(folder, HELD_OUT, _encoded_anew(load_tokenizer(folder)))
+        config = read_config(folder)
+        _check_lengths(configuration, config.context_length, source)
+        if file_hash(folder / TOKENIZER_FILE) == file_hash(paths.DATA / TOKENIZER_FILE):
+            tokens = open_split(paths.DATA, HELD_OUT)
+        else:
+            _check_lossless(size)
+            tokens = _encoded_anew(load_tokenizer(folder))
+            write_split(folder, HELD_OUT, tokens)
+        _check_embeddings(configuration, size, folder, config.vocabulary_size, tokens)
     untrained = has_random_weights(base_folder(size))
     write_checked_json(paths.base_quality(size), {"reason": RANDOM} if untrained else _quality(configuration, size))
 
@@ -141,8 +152,41 @@ def _check_lengths(configuration: Configuration, context_length: int, source: Pa
             )
 
 
+def _check_lossless(size: str) -> None:
+    if read_manifest(paths.DATA)["tokenizer"].get("lossless") is False:
+        raise ParameterError(
+            f"data.tokenizer.path names a tokenizer that does not give the text back, and bases.{size} has another one, which "
+            "would be judged on altered text: leave data.tokenizer.path null, so that one is trained, or name a tokenizer "
+            "that gives the text back"
+        )
+
+
+def _check_embeddings(
+    configuration: Configuration, size: str, folder: Path, embeddings: int, tokens: np.ndarray
+) -> None:
+    """Checks that a base has an embedding for each token of the text and the task; no matter those that do not occur."""
+    if load_tokenizer(folder).vocabulary_size <= embeddings:
+        return
+    length = configuration.profile.tune.training.sequence_length
+    largest = int(tokens.max(initial=0))
+    for split in ("train", "validation"):
+        for example in encode_split(paths.DATA, split, length, tokenizer_folder=folder):
+            largest = max(largest, *example.token_ids)
+    for question in encode_questions(paths.DATA, HELD_OUT, length, tokenizer_folder=folder):
+        largest = max(largest, *question.prompt, *(token for answer in question.answers for token in answer))
+    if largest >= embeddings:
+        raise ParameterError(
+            f"bases.{size} in params.yaml is {configuration.parameters.bases[size]}, whose model has {embeddings} embeddings, "
+            f"too few for token {largest} of its tokenizer, which the text or the task holds: name a model and a tokenizer "
+            "that belong together (vocab_size in config.json, or vocabulary_size of a shape)"
+        )
+
+
 def _encoded_anew(tokenizer: TextTokenizer) -> np.ndarray:
-    """The held-out text in a base's own tokens: the prepared tokens are decoded, without loss, and encoded again."""
+    """The held-out text in a base's own tokens: the prepared tokens are decoded and encoded again.
+
+    The text is the same only where the prepared tokenizer is without loss, see `_check_lossless`.
+    """
     prepared = load_tokenizer(paths.DATA)
     tokens = open_split(paths.DATA, HELD_OUT)
     ends = np.flatnonzero(tokens == prepared.end_token_id)

@@ -49,6 +49,8 @@ class RandomModel(Section):
     shape: dict[str, Any]
 
 
+_LISTED = 3
+"""How many weights of a wrong shape a message lists."""
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _KINDS: dict[str, type[HubModel | PackagedFile | RandomModel]] = {
     "hub": HubModel, "package": PackagedFile, "shape": RandomModel,
@@ -75,7 +77,10 @@ def random_shape(source: Path) -> DecoderConfig | None:
             )
     if missing := [name for name in known if name not in shape]:
         raise ParameterError(f"{source}: the shape lacks {', '.join(missing)}: add them")
-    return DecoderConfig.from_dict(shape)
+    try:
+        return DecoderConfig.from_dict(shape)
+    except ArtifactError as error:
+        raise ParameterError(f"{source}: {error}: correct it in `shape`") from error
 
 
 def is_own_checkpoint(source: Path) -> bool:
@@ -175,9 +180,11 @@ def _load(name: str, shown: str, **options: Any) -> tuple["PreTrainedModel", "Pr
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
-        model = AutoModelForCausalLM.from_pretrained(
-            name, trust_remote_code=False, use_safetensors=True, dtype="auto", low_cpu_mem_usage=True, **options
-        )
+        # wrong shapes are let through to _check_complete, since Transformers' own error does not say which they are
+        model, found = AutoModelForCausalLM.from_pretrained(
+            name, trust_remote_code=False, use_safetensors=True, dtype="auto", low_cpu_mem_usage=True,
+            output_loading_info=True, ignore_mismatched_sizes=True, **options,
+        )  # fmt: skip
     except ImportError as error:
         raise ParameterError(
             f"base {shown} needs a package more ({first_line(error)}): pip install -e '.[gguf]'"
@@ -186,4 +193,33 @@ def _load(name: str, shown: str, **options: Any) -> tuple["PreTrainedModel", "Pr
         raise
     except Exception as error:  # each format's reader raises its own kinds at a damaged file
         raise ArtifactError(f"base {shown} cannot be loaded ({first_line(error)}): get it again") from error
+    _check_complete(shown, found)
     return model, tokenizer
+
+
+def _check_complete(shown: str, found: dict[str, Any]) -> None:
+    """Checks that a checkpoint and its configuration ask for the same weights: Transformers draws at random what is missing.
+
+    Tied heads, and buffers of old checkpoints that are computed anew (`rotary_emb.inv_freq`, GPT-NeoX's `attention.bias`
+    and `masked_bias`), Transformers has taken out by then.
+
+    Raises:
+        ArtifactError: They do not; the message names the first weights.
+    """
+    if mismatched := sorted(found["mismatched_keys"]):
+        listed = "; ".join(
+            f"{name} is {list(stored)} in the file and {list(wanted)} in the configuration"
+            for name, stored, wanted in mismatched[:_LISTED]
+        )
+        more = f"; and {len(mismatched) - _LISTED} more" if len(mismatched) > _LISTED else ""
+        faults = [f"does not fit its configuration (config.json): {listed}{more}"]
+    else:
+        kinds = (("missing_keys", "lacks {} that its configuration (config.json) asks for, the first {}"),
+                 ("unexpected_keys", "holds {} that its configuration (config.json) does not name, the first {}"))  # fmt: skip
+        faults = [
+            fault.format("a weight" if len(names) == 1 else f"{len(names)} weights", names[0])
+            for kind, fault in kinds
+            if (names := sorted(found[kind]))
+        ]
+    if faults:
+        raise ArtifactError(f"base {shown} {', and '.join(faults)}: get it again, or correct its configuration")

@@ -1,9 +1,18 @@
 """The full description of a decoder; free of torch, so that light programs can read it."""
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, get_origin
 
-from efficientllm.errors import ArtifactError, did_you_mean
+from efficientllm.errors import ArtifactError, did_you_mean, shown
+
+_NEEDED: dict[Any, str] = {
+    int: "a whole number above 0",
+    float: "a number",
+    bool: "true or false",
+    str: "a name",
+    dict: "a mapping",
+}
+"""What a field of each type holds, as a message says it."""
 
 
 @dataclass(frozen=True)
@@ -62,21 +71,40 @@ class DecoderConfig:
         """Rebuilds a configuration from `to_dict`.
 
         Raises:
-            ArtifactError: A field is unknown or missing.
+            ArtifactError: A field is unknown, missing or of the wrong kind; what is to be done about it, the caller knows.
         """
         known = cls.field_names()
         for name in content:
             if name not in known:
                 raise ArtifactError(
                     f"unknown field {name!r} in a model's configuration; {did_you_mean(name, known)}"
-                    "it was written by another version: run `dvc repro` again"
+                    "it was written by another version"
                 )
         missing = [name for name in known if name not in content]
         if missing:
-            raise ArtifactError(f"a model's configuration lacks {', '.join(missing)}: run `dvc repro` again")
+            raise ArtifactError(f"a model's configuration lacks {', '.join(missing)}")
+        for field in fields(cls):
+            value, needed = content[field.name], _kind(field.type)
+            if not _fits(value, needed):
+                raise ArtifactError(
+                    f"{field.name} is {shown(value)} in a model's configuration, which must be {_NEEDED[needed]}"
+                )
         return cls(**content)
 
     @classmethod
     def field_names(cls) -> list[str]:
         """Lists the fields' names in their order."""
         return [field.name for field in fields(cls)]
+
+
+def _kind(annotation: Any) -> Any:
+    return get_origin(annotation) or annotation
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    # Python takes True for a 1
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    if kind is int:
+        return isinstance(value, int) and value > 0
+    return isinstance(value, (int, float) if kind is float else kind)

@@ -1,7 +1,7 @@
 """Models that Transformers ships as decoders of ours, which then train, tune and serve by the same code as our own."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -52,6 +52,10 @@ def from_transformers(model: "PreTrainedModel") -> Decoder:
         ParameterError: It has parts that ours lack.
     """
     config = imported_config(model.config)
+    head, embeddings = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    if config.tie_embeddings and not torch.equal(head, embeddings):
+        # Transformers leaves a head alone that a checkpoint stores beside other embeddings, whatever its config.json says
+        config = replace(config, tie_embeddings=False)
     decoder = build_decoder(config, device="meta").to_empty(device=model.device)
     decoder = decoder.to(model.dtype)
     found = _family(model.config).tensors(model.state_dict(), config)

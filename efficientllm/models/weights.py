@@ -19,6 +19,8 @@ WEIGHTS_FILE = "model.safetensors"
 RANDOM_FILE = "random-weights.json"
 
 _PREFIX = "decoder."
+_FLOATING = ("F32", "BF16", "F16", "F64")
+"""Types that weights are computed in, as safetensors calls them; a quantized model has a form of its own."""
 _REMEDY = "run `dvc repro`, or `dvc checkout` where it is in the cache"
 
 
@@ -67,16 +69,22 @@ def _write_config(folder: Path, config: DecoderConfig, dtype: torch.dtype) -> No
     write_json(folder / CONFIG_FILE, {**description, **config.to_dict()})
 
 
-def read_config(folder: Path) -> DecoderConfig:
+def read_config(folder: Path, remedy: str | None = None) -> DecoderConfig:
     """Reads the configuration of a stored decoder.
+
+    Args:
+        folder: What `save_decoder` or `save_random` wrote.
+        remedy: What an error says is to be done; for a folder that no stage of this run wrote.
 
     Raises:
         ArtifactError: The file is missing, damaged, or describes another kind of model.
     """
     path = folder / CONFIG_FILE
-    content = read_json(path)
+    content = read_json(path, remedy)
     if not isinstance(content, dict) or content.get("model_type") != MODEL_TYPE:
-        raise ArtifactError(f"{path} does not describe a model of EfficientLLM (model_type {MODEL_TYPE!r}): {_REMEDY}")
+        raise ArtifactError(
+            f"{path} does not describe a model of EfficientLLM (model_type {MODEL_TYPE!r}): {remedy or _REMEDY}"
+        )
     if content.get("quantization_config") is not None:
         raise ArtifactError(f"{path} describes a quantized model: load it with {ARCHITECTURE}.from_pretrained")
     # Transformers adds fields of its own; those are not ours to judge
@@ -84,7 +92,25 @@ def read_config(folder: Path) -> DecoderConfig:
     try:
         return DecoderConfig.from_dict({name: value for name, value in content.items() if name in known})
     except ArtifactError as error:
-        raise ArtifactError(f"{path}: {error}") from error
+        raise ArtifactError(f"{path}: {error}: {remedy or _REMEDY}") from error
+
+
+def check_decoder(folder: Path, remedy: str | None = None) -> None:
+    """Checks that a stored decoder can be loaded, by its configuration and the header of its weights.
+
+    Args:
+        folder: What `save_decoder` or `save_random` wrote.
+        remedy: What an error says is to be done; for a folder that no stage of this run wrote.
+
+    Raises:
+        ArtifactError: A file is missing, truncated, or the two do not fit each other.
+        ParameterError: Its configuration names an unknown component, or options or a shape that do not suit it.
+    """
+    if has_random_weights(folder):
+        _seed(folder, remedy)
+        build_decoder(read_config(folder, remedy), device="meta")
+    else:
+        _without_weights(folder, remedy)
 
 
 def cast_weights(module: nn.Module, dtype: torch.dtype) -> None:
@@ -113,24 +139,14 @@ def load_decoder(folder: Path, *, device: Any = "cpu", dtype: torch.dtype | None
     Raises:
         ArtifactError: A file is missing, truncated, or the two do not fit each other.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    config = read_config(folder)
     if has_random_weights(folder):
         with torch.random.fork_rng():
-            torch.manual_seed(read_json(folder / RANDOM_FILE)["seed"])
-            return build_decoder(config, device=device, dtype=dtype)
-    path = folder / WEIGHTS_FILE
-    if not path.is_file():
-        raise ArtifactError(f"{path} is missing: {_REMEDY}")
-    with torch.device("meta"):
-        decoder = Decoder(config)
-    try:
-        stored = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ArtifactError(f"{path} is damaged ({error}): delete it and {_REMEDY}") from error
-    _check_fit(path, decoder, stored)
+            torch.manual_seed(_seed(folder))
+            return build_decoder(read_config(folder), device=device, dtype=dtype)
+    decoder = _without_weights(folder)
+    stored = load_file(folder / WEIGHTS_FILE)
     # copied, since tensors of a mapped file would fault in page by page during whatever is measured later
     tensors = {
         name.removeprefix(_PREFIX): tensor.to(device=device, dtype=dtype, copy=True) for name, tensor in stored.items()
@@ -139,17 +155,44 @@ def load_decoder(folder: Path, *, device: Any = "cpu", dtype: torch.dtype | None
     return decoder
 
 
-def _check_fit(path: Path, decoder: Decoder, stored: dict[str, torch.Tensor]) -> None:
-    """Checks names and shapes against the configuration.
+def _seed(folder: Path, remedy: str | None = None) -> int:
+    path = folder / RANDOM_FILE
+    content = read_json(path, remedy)
+    if not isinstance(content, dict) or type(content.get("seed")) is not int:
+        raise ArtifactError(f"{path} names no seed: {remedy or _REMEDY}")
+    return int(content["seed"])
+
+
+def _without_weights(folder: Path, remedy: str | None = None) -> Decoder:
+    """Builds a stored decoder whose weights are still to come, and checks that the file has them.
 
     Raises:
-        ArtifactError: They differ; the message names the first that does.
+        ArtifactError: A file is missing, truncated, or the two do not fit each other; the message names the first fault.
     """
-    expected = {_PREFIX + name: tuple(tensor.shape) for name, tensor in decoder.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in stored.items()}
+    from safetensors import SafetensorError, safe_open
+
+    decoder = build_decoder(read_config(folder, remedy), device="meta")
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        raise ArtifactError(f"{path} is missing: {remedy or _REMEDY}")
+    try:
+        with safe_open(path, framework="pt") as stored:
+            slices = {name: stored.get_slice(name) for name in stored.keys()}  # noqa: SIM118 - it is no mapping
+            found = {name: (tuple(part.get_shape()), str(part.get_dtype())) for name, part in slices.items()}
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(f"{path} is damaged ({error}): {remedy or f'delete it and {_REMEDY}'}") from error
+    again = remedy or f"delete the folder and {_REMEDY}"
+    expected = {_PREFIX + name: tensor for name, tensor in decoder.state_dict().items()}
     for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
+        shape, stored_type = found.get(name, ("absent", ""))
+        wanted = tuple(expected[name].shape) if name in expected else "absent"
+        if shape != wanted:
             raise ArtifactError(
-                f"{path} does not fit its {CONFIG_FILE}: {name} is {found.get(name, 'absent')} in the file and "
-                f"{expected.get(name, 'absent')} in the configuration; delete the folder and {_REMEDY}"
+                f"{path} does not fit its {CONFIG_FILE}: {name} is {shape} in the file and {wanted} in the "
+                f"configuration; {again}"
             )
+        if expected[name].is_floating_point() and stored_type not in _FLOATING:
+            raise ArtifactError(
+                f"{path}: {name} is stored as {stored_type}, and a model needs one of {', '.join(_FLOATING)}: {again}"
+            )
+    return decoder

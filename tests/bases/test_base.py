@@ -2,86 +2,27 @@
 
 import json
 import math
-import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from base_sources import configuration, llama, tokenizer_folder, write_gguf
 
 from efficientllm import paths
 from efficientllm.bases.base import base_folder, make_base, read_base_quality
-from efficientllm.config.load import Configuration, read_yaml
-from efficientllm.config.schema import Parameters, Profile
 from efficientllm.data.packing import open_split
 from efficientllm.data.prepare import prepare
-from efficientllm.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
+from efficientllm.data.tokenizer import load_tokenizer, save_tokenizer
 from efficientllm.errors import ArtifactError, ParameterError
 from efficientllm.models.build import build_decoder
 from efficientllm.models.config import DecoderConfig
 from efficientllm.models.weights import load_decoder, save_decoder
 
-ROOT = Path(__file__).parents[2]
-TEXT = "The quick brown fox jumps over the lazy dog; naïve words, 1234 numbers. "
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with prepared data: the smoke profile on four small documents."""
-    from ruamel.yaml import YAML
-
-    monkeypatch.chdir(tmp_path)
-    shutil.copy(ROOT / "params.yaml", tmp_path)
-    yaml = YAML(typ="safe")
-    profile = yaml.load((ROOT / "profiles" / "smoke.yaml").read_text())
-    documents = [f"Document {n}. " + TEXT * 60 for n in range(4)]
-    (tmp_path / "corpus.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in documents))
-    questions = [
-        {"instruction": "Add.", "input": f"{n}+1", "output": str(n + 1), "choices": [str(n + 1), str(n)]}
-        for n in range(12)
-    ]
-    (tmp_path / "task.jsonl").write_text("\n".join(map(json.dumps, questions)))
-    profile["data"] |= {
-        "source": "files",
-        "files": {"paths": ["corpus.jsonl"], "text_field": "text", "licence": "CC0"},
-        "tokenizer": {"train_vocabulary_size": 270, "path": None},
-        "task": profile["data"]["task"] | {"source": "file", "path": "task.jsonl"},
-    }
-    (tmp_path / "profiles").mkdir()
-    with (tmp_path / "profiles" / "smoke.yaml").open("w") as stream:
-        yaml.dump(profile, stream)
-    prepare(configuration("artifacts/pretrain/dense_small"), paths.DATA)
-    return tmp_path
-
-
-def configuration(source: str | Path) -> Configuration:
-    """The run's parameters with this source as the small base."""
-    content = read_yaml(Path("params.yaml")) | {"profile": "smoke", "sizes": ["small"], "bases": {"small": str(source)}}
-    profile = Profile.model_validate(read_yaml(Path("profiles/smoke.yaml")))
-    return Configuration(Parameters.model_validate(content), profile)
-
 
 def quality() -> dict[str, float]:
     content = json.loads(paths.base_quality("small").read_text())
     return {key: value["value"] for key, value in content["values"].items()}
-
-
-def tokenizer_folder(folder: Path, vocabulary: int = 300) -> int:
-    tokenizer = train_tokenizer([TEXT * 50], vocabulary)
-    save_tokenizer(folder, tokenizer)
-    return tokenizer.vocabulary_size
-
-
-def llama(vocabulary: int, **changes: Any) -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    shape = {
-        "vocab_size": vocabulary, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
-    }  # fmt: skip
-    return LlamaForCausalLM(LlamaConfig(**(shape | changes))).eval()
 
 
 TOKENS = torch.randint(250, (2, 40), generator=torch.Generator().manual_seed(1))
@@ -168,25 +109,6 @@ def test_a_gguf_file_without_the_package(run: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(ParameterError, match=r"model.gguf needs a package more .*pip install -e '.\[gguf\]'") as caught:
         make_base(configuration(run / "model.gguf"), "small")
     assert "\n" not in str(caught.value)
-
-
-def write_gguf(path: Path, model: Any, backend: Any) -> None:
-    """Writes a Llama with its vocabulary."""
-    pytest.importorskip("gguf")
-    from gguf_file import write_llama
-
-    def vocabulary(writer: Any) -> None:
-        content = json.loads(backend.to_str())["model"]
-        tokens = sorted(backend.get_vocab(with_added_tokens=True), key=backend.get_vocab(with_added_tokens=True).get)
-        writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre("gpt-2")
-        writer.add_token_list(tokens)
-        writer.add_token_types([3 if token == "<|endoftext|>" else 1 for token in tokens])
-        writer.add_token_merges([" ".join(merge) for merge in content["merges"]])
-        writer.add_bos_token_id(0)
-        writer.add_eos_token_id(0)
-
-    write_llama(path, model, vocabulary=vocabulary)
 
 
 def test_other_families_are_refused_by_name(run: Path) -> None:
