@@ -148,7 +148,7 @@ def _require_numbers(nats: np.ndarray, tokens: np.ndarray, name: str) -> None:
     """Makes sure that a model's losses are numbers of which exp can be taken, interval included."""
     worst = float(np.max(nats / tokens))
     if not worst < _LARGEST_LOSS:
-        found = f"{worst:.4g} nat per token somewhere" if math.isfinite(worst) else "no number somewhere"
+        found = f"{worst:.4g} nat per token in places" if math.isfinite(worst) else "not finite in places"
         raise NoQualityError(
             f"the {name} is {found}: training diverged (lower its learning_rate), the weights are damaged, or they are too large "
             "for their type"
