@@ -61,4 +61,8 @@ def copied_project_hint() -> str:
     copied = Path(".dvc", "tmp", "exps").parts
     parts = Path.cwd().parts
     inside = any(parts[place : place + len(copied)] == copied for place in range(len(parts)))
-    return "; an experiment that is queued has no other files than Git: add --copy-paths to `dvc exp run`" if inside else ""
+    return (
+        "; an experiment that is queued has no other files than Git: add --copy-paths to `dvc exp run`"
+        if inside
+        else ""
+    )

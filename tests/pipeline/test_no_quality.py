@@ -15,7 +15,9 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize(("axis", "cell"), [("tune", "lora-small"), ("quantize", "float16-small"), ("pretrain", "mqa")])
-@pytest.mark.parametrize(("factor", "found"), [(float("nan"), "not finite in places"), (1e5, "nat per token in places")])
+@pytest.mark.parametrize(
+    ("factor", "found"), [(float("nan"), "not finite in places"), (1e5, "nat per token in places")]
+)
 def test_quality_is_missing_with_its_reason(finished: Project, monkeypatch, axis, cell, factor, found) -> None:
     monkeypatch.chdir(finished.root)
     configuration, cpu = config.load(), torch.device("cpu")
