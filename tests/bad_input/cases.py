@@ -6,6 +6,7 @@ python tests/bad_input/write_page.py      # after a change of words, writes the 
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -267,6 +268,7 @@ PROFILE_CASES = [
     in_profile("parallel/processes", 0, "parallel.processes", "'auto' or"),
     in_profile("parallel", {"strategy": "ddp", "processes": 3}, "batch_size is 4", "parallel.processes", skip=has_gpu),
     in_profile("tune/methods/lora", GONE, "tune.methods.lora", "settings"),
+    in_profile("tune/training/warmup_steps", 5, "tune.training.warmup_steps", "lower it"),
     in_profile("tune/methods/lora/rnk", 3, "tune.methods.lora.rnk", "did you mean 'tune.methods.lora.rank'"),
     in_profile("tune/methods/lora/rank", 0, "tune.methods.lora.rank", "greater than or equal to 1"),
     in_profile("tune/methods/lora/rank", 2**40, "tune.methods.lora.rank", "less than"),
@@ -448,6 +450,40 @@ def truncated(root: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-10])
 
 
+def more_layers(root: Path) -> None:
+    edit_json(llama(root) / "config.json", num_hidden_layers=2)
+
+
+def other_width(root: Path) -> None:
+    edit_json(llama(root) / "config.json", intermediate_size=32)
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def few_embeddings(root: Path) -> None:
+    llama(root, vocab_size=200)
+
+
+def own_in_integers(root: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from efficientllm.data.tokenizer import copy_tokenizer
+
+    folder = root / "checkpoint"
+    folder.mkdir()
+    shutil.copy(root / "artifacts/pretrain/dense_small/config.json", folder)
+    copy_tokenizer(root / "artifacts" / "data", folder)
+    weights = load_file(root / "artifacts/pretrain/dense_small/model.safetensors")
+    save_file(
+        {name: tensor.to(torch.int8) for name, tensor in weights.items()},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
+
+
 def endless_header(root: Path) -> None:
     (llama(root) / "model.safetensors").write_bytes((2**62).to_bytes(8, "little") + b"{}")
 
@@ -471,6 +507,10 @@ BASE_CASES = [
          "checkpoint", "model.safetensors", "save_pretrained"),
     base("a checkpoint whose weights are pickled", pickled, "checkpoint", "pytorch_model.bin", "safe_serialization"),
     base("a checkpoint that is cut off", truncated, "checkpoint", "checkpoint", "get it again", hidden=r"(?<=loaded \().*(?=\))"),
+    base("a checkpoint that lacks a layer of its configuration", more_layers, "checkpoint", "checkpoint", "lacks", "model.layers.1."),
+    base("a checkpoint of another shape than its configuration", other_width, "checkpoint", "checkpoint", "[16, 16]", "[32, 16]"),
+    base("a tokenizer with more tokens than the model has embeddings", few_embeddings, "checkpoint", "bases.small", "200 embeddings"),
+    base("weights of this pipeline in 8 bits", own_in_integers, "checkpoint", "bases.small", "I8", needs=MODEL),
     base("a header of 4 EiB", endless_header, "checkpoint", "checkpoint", "get it again", hidden=r"(?<=loaded \().*(?=\))"),
     base("a family of models that cannot be read", other_family, "checkpoint", "'gpt2'", "known are"),
     base("a checkpoint for short sequences", lambda root: llama(root, max_position_embeddings=16) and None, "checkpoint",
