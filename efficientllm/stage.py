@@ -9,7 +9,7 @@ from pathlib import Path
 from efficientllm import paths, preload
 from efficientllm.errors import ArtifactError, CellFailure, EfficientLLMError, Terminated, first_line
 from efficientllm.files import check_directory, read_json, whole_directory, write_checked_json, write_json
-from efficientllm.parameter_changes import parameter_files, require_unchanged
+from efficientllm.input_changes import read_inputs, require_unchanged
 from efficientllm.termination import end_with_parent, terminate_by_exception
 
 INTERRUPTED = 130
@@ -44,14 +44,14 @@ def run_stage(main: Callable[[], int], *, preloaded: bool = False) -> int:
     module = getattr(sys.modules["__main__"], "__spec__", None)
     try:
         with terminate_by_exception():
-            parameters = parameter_files()
+            inputs = read_inputs() if "DVC_STAGE" in os.environ else None
             code = None
             if preloaded and module is not None and preload.available():
                 code = preload.run_preloaded(module.name)
             if code is None:
                 code = main()
-            if code == 0:
-                require_unchanged(parameters)
+            if code == 0 and inputs is not None:
+                require_unchanged(inputs)
             return code
     except EfficientLLMError as error:
         if os.environ.get("EFFICIENTLLM_TRACEBACK"):

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from efficientllm import config, paths, pipeline
 from efficientllm.config.load import read_yaml
 from efficientllm.errors import ArtifactError, shown
-from efficientllm.parameter_changes import value_of
+from efficientllm.input_changes import value_of
 from efficientllm.ranking.results import RANKING_FILE, RESULTS_FILE, SUMMARY_FILE
 
 _REMEDY = "run `dvc repro`, then publish"
