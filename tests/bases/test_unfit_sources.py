@@ -140,7 +140,7 @@ def test_a_head_stored_beside_tied_embeddings(run: Path, same: bool) -> None:
     assert decoder.config.tie_embeddings == same
     tokens = torch.arange(40)[None]
     with torch.no_grad():
-        expected = AutoModelForCausalLM.from_pretrained(source)(tokens).logits
+        expected = AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False)(tokens).logits
         torch.testing.assert_close(decoder(tokens).logits, expected, atol=1e-4, rtol=1e-4)
 
 
