@@ -100,12 +100,6 @@ class Ours:
         self._engine.prefill(prompts)
 
 
-def _unmarked(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-    """A logits processor that leaves all as it is."""
-    del ids
-    return scores
-
-
 class Theirs:
     """Transformers' `generate`."""
 
@@ -123,7 +117,7 @@ class Theirs:
     def warm_up(self, prompts: torch.Tensor) -> None:
         """A few tokens with the cache of a whole request, for which a static one is compiled; twice, as graphs are recorded."""
         for _ in range(2 if self._static else 1):
-            self._generate(prompts, self._output, _unmarked, stop_after=_WARM_UP_TOKENS)
+            self._generate(prompts, self._output, stop_after=_WARM_UP_TOKENS)
         self.prefill(prompts)
 
     def request(self, prompts: torch.Tensor, clock: Clock | None = None) -> torch.Tensor:
@@ -141,10 +135,14 @@ class Theirs:
 
     def prefill(self, prompts: torch.Tensor) -> None:
         """Computes the first token alone."""
-        self._generate(prompts, 1, _unmarked)
+        self._generate(prompts, 1)
 
     def _generate(
-        self, prompts: torch.Tensor, count: int, mark: Callable[..., torch.Tensor], stop_after: int | None = None
+        self,
+        prompts: torch.Tensor,
+        count: int,
+        mark: Callable[..., torch.Tensor] | None = None,
+        stop_after: int | None = None,
     ) -> torch.Tensor:
         options: dict[str, Any] = {"cache_implementation": "static"} if self._static else {}
         if stop_after is not None:
@@ -157,7 +155,7 @@ class Theirs:
             options["stopping_criteria"] = [enough]
         found: torch.Tensor = self._model.generate(
             prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=count, min_new_tokens=count,
-            do_sample=False, logits_processor=[mark], **options,
+            do_sample=False, logits_processor=[] if mark is None else [mark], **options,
         )  # fmt: skip
         return found
 

@@ -5,45 +5,28 @@ this check an output that was made with those of before would count as made with
 runs is shared.
 """
 
-import hashlib
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from efficientllm import paths
 from efficientllm.errors import ArtifactError, shown
 
+Contents = dict[str, bytes]
 _TEMPLATE = re.compile(r"\$\{([\w.]+)\}")
 _CODE = (Path("efficientllm"), Path("stages"))
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """What stages read of the repository.
-
-    Args:
-        parameters: Content of params.yaml and of every profile.
-        code: Hash of every Python file.
-    """
-
-    parameters: dict[str, bytes]
-    code: dict[str, bytes]
+def read_inputs(root: Path = Path()) -> Contents:
+    """Reads params.yaml, every profile and every Python file of the package and the stages, in some 10 ms."""
+    files = [root / paths.PARAMETERS, *(root / paths.PROFILES).glob("*.yaml")]
+    files += [file for folder in _CODE for file in (root / folder).rglob("*.py")]
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in files if path.is_file()}
 
 
-def read_inputs(root: Path = Path()) -> Inputs:
-    """Reads what stages read of the repository, in some 20 ms."""
-    files = [root / paths.PARAMETERS, *sorted((root / paths.PROFILES).glob("*.yaml"))]
-    code = (file for folder in _CODE for file in (root / folder).rglob("*.py"))
-    return Inputs(
-        {path.relative_to(root).as_posix(): path.read_bytes() for path in files if path.is_file()},
-        {path.relative_to(root).as_posix(): hashlib.blake2b(path.read_bytes()).digest() for path in code},
-    )
-
-
-def require_unchanged(before: Inputs, root: Path = Path()) -> None:
+def require_unchanged(before: Contents, root: Path = Path()) -> None:
     """Makes sure that nothing has changed which dvc.yaml declares for the stage of the environment's `DVC_STAGE`.
 
     Args:
@@ -52,21 +35,27 @@ def require_unchanged(before: Inputs, root: Path = Path()) -> None:
 
     Raises:
         ArtifactError: A parameter has another value, or a file of code another content.
+        ParameterError: A changed file of its parameters is no YAML.
     """
     address = os.environ.get("DVC_STAGE")
     if address is None or (now := read_inputs(root)) == before:
         return
+    from efficientllm.config.load import read_yaml
+
+    changed = {file for file in before.keys() | now.keys() if before.get(file) != now.get(file)}
     definition, _, name = address.rpartition(":")
-    old, new = (_loaded(inputs.parameters) for inputs in (before, now))
-    stage = _Stage(root / (definition or "dvc.yaml"), name, old[paths.PARAMETERS.as_posix()])
+    stage = _Stage(root / (definition or "dvc.yaml"), name, _loaded(before[paths.PARAMETERS.as_posix()]))
     remedy = f"run the same command again, or `dvc commit -f {address}` where that makes no difference"
-    for file, key in stage.parameters():
-        one, other = (value_of(contents.get(file), key) for contents in (old, new))
-        if one != other:
-            raise ArtifactError(
-                f"{file}: {key} was changed from {shown(one)} to {shown(other)} while {name} ran: {remedy}"
-            )
-    changed = {file for file in before.code.keys() | now.code.keys() if before.code.get(file) != now.code.get(file)}
+    for file, keys in stage.parameters():
+        if file not in changed:
+            continue
+        old, new = _loaded(before.get(file, b"")), read_yaml(root / file)
+        for key in keys:
+            one, other = value_of(old, key), value_of(new, key)
+            if one != other:
+                raise ArtifactError(
+                    f"{file}: {key} was changed from {shown(one)} to {shown(other)} while {name} ran: {remedy}"
+                )
     for file in sorted(changed):
         if any(Path(file).is_relative_to(needed) for needed in stage.needs()):
             raise ArtifactError(f"{file} was changed while {name} ran: {remedy}")
@@ -88,13 +77,12 @@ class _Stage:
         self._content = stage.get("do", stage)
         self._context = {**parameters, "item": item, "key": cell}
 
-    def parameters(self) -> Iterator[tuple[str, str]]:
-        """File and dotted key of each parameter."""
+    def parameters(self) -> Iterator[tuple[str, list[str]]]:
+        """Files of parameters, and the dotted keys that it reads there."""
         for entry in self._content.get("params", []):
             files = entry if isinstance(entry, dict) else {paths.PARAMETERS.as_posix(): [entry]}
             for file, keys in files.items():
-                for key in keys:
-                    yield self._filled(file), self._filled(key)
+                yield self._filled(file), [self._filled(key) for key in keys]
 
     def needs(self) -> list[str]:
         """Files and folders that it depends on."""
@@ -104,10 +92,10 @@ class _Stage:
         return _TEMPLATE.sub(lambda found: str(value_of(self._context, found[1])), text)
 
 
-def _loaded(files: dict[str, bytes]) -> dict[str, Any]:
+def _loaded(content: bytes) -> Any:
     from ruamel.yaml import YAML
 
-    return {name: YAML(typ="safe", pure=True).load(content) for name, content in files.items()}
+    return YAML(typ="safe", pure=True).load(content)
 
 
 def value_of(content: Any, key: str) -> Any:

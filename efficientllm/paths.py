@@ -58,11 +58,6 @@ def checkpoint(axis: str, cell: str) -> Path:
 
 def copied_project_hint() -> str:
     """What to add to an error about a missing file in a queued experiment, which has of the project what Git has."""
-    copied = Path(".dvc", "tmp", "exps").parts
-    parts = Path.cwd().parts
-    inside = any(parts[place : place + len(copied)] == copied for place in range(len(parts)))
-    return (
-        "; an experiment that is queued has no other files than Git: add --copy-paths to `dvc exp run`"
-        if inside
-        else ""
-    )
+    if "/.dvc/tmp/exps/" not in f"{Path.cwd().as_posix()}/":
+        return ""
+    return "; an experiment that is queued has no other files than Git: add --copy-paths to `dvc exp run`"

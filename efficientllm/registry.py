@@ -44,6 +44,11 @@ class Row:
     meaning: str
     reference: str
 
+    @property
+    def compared_in(self) -> str:
+        """The group's name, or the axis' where each size has a group of its own."""
+        return self.group_label if self.axis == "pretrain" else AXIS_LABELS[self.axis]
+
 
 @dataclass(frozen=True)
 class Technique:
@@ -258,6 +263,11 @@ def method_keys() -> list[str]:
 def precision_keys() -> list[str]:
     """Keys of all precisions, in the table's order."""
     return [precision.key for precision in PRECISIONS]
+
+
+def techniques(listed: Iterable[Row]) -> list[Row]:
+    """Keeps one row of each technique, however many sizes have it."""
+    return list({(row.compared_in, row.technique): row for row in listed}.values())
 
 
 def rows(

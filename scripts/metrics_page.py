@@ -35,10 +35,12 @@ def _metrics() -> str:
 
 def _techniques() -> str:
     lines = ["| technique | compared in | what it is | source |", "|---|---|---|---|"]
-    listed = [(row.label, row.group_label, row.meaning, row.reference) for row in registry.ARCHITECTURE_ROWS]
-    for axis, techniques in (("tune", registry.METHODS), ("quantize", registry.PRECISIONS)):
-        listed += [(entry.label, registry.AXIS_LABELS[axis], entry.meaning, entry.reference) for entry in techniques]
-    return "\n".join(lines + [f"| {' | '.join(cells)} |" for cells in listed])
+    cells = [row.cell for row in registry.ARCHITECTURE_ROWS]
+    every = registry.rows(cells, registry.method_keys(), registry.precision_keys(), registry.SIZES)
+    lines += [
+        f"| {row.label} | {row.compared_in} | {row.meaning} | {row.reference} |" for row in registry.techniques(every)
+    ]
+    return "\n".join(lines)
 
 
 def _place(entry: Metric, axis: str) -> str:

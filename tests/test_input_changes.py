@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from efficientllm.errors import ArtifactError
+from efficientllm.errors import ArtifactError, ParameterError
 from efficientllm.input_changes import read_inputs, require_unchanged
 
 ROOT = Path(__file__).parents[1]
@@ -89,6 +89,17 @@ def test_a_change_of_code_concerns_the_stages_that_depend_on_it(
             ArtifactError, match=rf"^{file} was changed while {stage} ran: .*`dvc commit -f {address(stage)}`"
         ):
             require_unchanged(before, project)
+
+
+def test_a_file_that_is_left_broken(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = read_inputs(project)
+    (project / "profiles" / "smoke.yaml").write_text("a: [")
+    for stage in ("normalize", "report"):  # which do not read it
+        monkeypatch.setenv("DVC_STAGE", address(stage))
+        require_unchanged(before, project)
+    monkeypatch.setenv("DVC_STAGE", address("pretrain@mqa"))
+    with pytest.raises(ParameterError, match=r"smoke\.yaml"):
+        require_unchanged(before, project)
 
 
 def test_what_is_put_back_has_not_changed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from efficientllm.ranking.standings import GroupRanking, Standing
 
 _DETAILS = """FILE.csv has a line per technique and metric, with the columns group, technique, metric and value, and optionally axis,
-model, direction (lower or higher is better), ci_low, ci_high and n. An empty value is a missing one. Several models in a
+model, direction (lower or higher is better), unit, ci_low, ci_high and n. An empty value is a missing one. Several models in a
 group are averaged first. docs/results.md tells which metrics need no direction, docs/metrics.md what the figures mean."""
 
 _INDENT = "  "

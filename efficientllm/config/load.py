@@ -124,6 +124,7 @@ def load(root: Path = Path()) -> Configuration:
     profile_path = paths.PROFILES / f"{parameters.profile}.yaml"
     profile = _validated(Profile, read_yaml(root / profile_path), profile_path)
     _check_names(parameters, profile, profile_path)
+    _check_training(profile, profile_path)
     _check_data(profile, profile_path)
     return Configuration(parameters, profile)
 
@@ -156,12 +157,6 @@ def _check_names(parameters: Parameters, profile: Profile, profile_path: Path) -
     _check_bases(parameters)
     _check_replicas(parameters)
     _check_architectures(parameters, profile, profile_path)
-    for stage, training in (("pretrain", profile.pretrain.training), ("tune", profile.tune.training)):
-        if training.warmup_steps > training.steps:
-            raise ParameterError(
-                f"{stage}.training.warmup_steps in {profile_path} is {training.warmup_steps}, more than its {training.steps} steps: "
-                "no step would have the full learning rate: lower it, or raise steps"
-            )
     for kind, chosen, block, known_blocks in (
         ("tuning method", parameters.methods, "tune.methods", profile.tune.methods),
         ("precision", parameters.precisions, "quantize", profile.quantize),
@@ -242,6 +237,15 @@ def _check_architectures(parameters: Parameters, profile: Profile, profile_path:
             raise unknown_name(f"size of architecture {name}", choice.size, profile.models)
         if name not in profile.architectures:
             raise ParameterError(f"missing parameter 'architectures.{name}' in {profile_path}: the run's learning rate")
+
+
+def _check_training(profile: Profile, profile_path: Path) -> None:
+    for stage, training in (("pretrain", profile.pretrain.training), ("tune", profile.tune.training)):
+        if training.warmup_steps > training.steps:
+            raise ParameterError(
+                f"{stage}.training.warmup_steps in {profile_path} is {training.warmup_steps}, more than its {training.steps} steps: "
+                "no step would have the full learning rate: lower it, or raise steps"
+            )
 
 
 def _check_data(profile: Profile, profile_path: Path) -> None:

@@ -151,14 +151,12 @@ def _quality(
     try:
         values, losses = perplexity_values(configuration, decoder, device, base)
         if base is not None:
-            scored, groups, correct = task_values(configuration, decoder, device, base)
+            scored, findings.information["task_groups"], correct = task_values(configuration, decoder, device, base)
+            values |= scored
+            if correct is None:
+                findings.missing["task_accuracy"] = NO_CHOICES
     except NoQualityError as error:
         findings.missing |= {key: str(error) for key in metrics.QUALITY if key in wanted}
         return None
-    if base is not None:
-        values |= scored
-        findings.information["task_groups"] = groups
-        if correct is None:
-            findings.missing["task_accuracy"] = NO_CHOICES
     findings.values |= {key: value for key, value in values.items() if key in wanted}
     return Outcomes(losses, correct)

@@ -1,7 +1,5 @@
 """Copies a finished run into a folder that can be kept in Git and served as it is."""
 
-import glob
-import itertools
 import json
 import re
 import shlex
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from efficientllm import __version__, config, paths, pipeline
+from efficientllm.data.sources.files import fixed_part
 from efficientllm.errors import ArtifactError, ParameterError, shown
 from efficientllm.files import CHECKSUMS_FILE, read_json, size_on_disk, whole_directory, write_json, write_text
 from efficientllm.measurement.provenance import git_state
@@ -143,9 +142,8 @@ def _own_files(configuration: config.Configuration) -> list[str]:
     if data.source == "files" and data.files is not None:
         named += data.files.paths
     found: dict[str, None] = {}
-    for path in (Path(name) for name in named if name is not None):
-        fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
-        if not path.is_absolute() and fixed.parts and not path.is_relative_to(paths.ARTIFACTS):
+    for fixed in (fixed_part(name) for name in named if name is not None):
+        if not fixed.is_absolute() and fixed.parts and not fixed.is_relative_to(paths.ARTIFACTS):
             found[fixed.as_posix()] = None
     return list(found)
 

@@ -101,34 +101,6 @@ def _quality_table(
 
 
 @dataclass(frozen=True)
-class TechniqueMeaning:
-    """What a row of the ranking is.
-
-    Args:
-        group: Rows that it is ranked against, or the axis where each size has a group of its own.
-        label: Its name on the page.
-        meaning: What it is, in a line.
-        reference: The publication that defines it; empty where there is none.
-    """
-
-    group: str
-    label: str
-    meaning: str
-    reference: str
-
-
-def technique_meanings(evidence: Evidence) -> list[TechniqueMeaning]:
-    """Says what each technique of the run is, once however many sizes have it."""
-    listed = (
-        TechniqueMeaning(
-            row.group_label if row.axis == "pretrain" else registry.AXIS_LABELS[row.axis], row.label, row.meaning, row.reference
-        )
-        for row in evidence.rows
-    )  # fmt: skip
-    return list(dict.fromkeys(listed))
-
-
-@dataclass(frozen=True)
 class MetricMethod:
     """How a metric is defined, and how this run took it."""
 

@@ -8,7 +8,7 @@ from importlib import resources
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from efficientllm import __version__
+from efficientllm import __version__, registry
 from efficientllm.ranking.compare import ResultSet
 from efficientllm.ranking.normalize import FLOOR
 from efficientllm.ranking.paper import paper_source
@@ -84,7 +84,7 @@ def render(evidence: Evidence, sets: Sequence[ResultSet] = ()) -> str:
         "unlearned": sum(row.beats is False for table in quality for row in table.rows),
         "compared": sum(row.beats is not None for table in quality for row in table.rows),
         "profile": evidence.profile,
-        "techniques": appendix.technique_meanings(evidence),
+        "techniques": registry.techniques(evidence.rows),
         "methods": appendix.metric_methods(evidence),
         "reproductions": appendix.reproductions(evidence),
         "provenance": appendix.provenance(evidence),

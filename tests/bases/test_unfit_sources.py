@@ -226,24 +226,26 @@ def test_fewer_embeddings_than_tokens(run: Path) -> None:
     )
 
 
+def with_a_token_more(folder: Path, token: str) -> int:
+    """A checkpoint without an embedding for this token of its tokenizer; returns how many it has."""
+    vocabulary = tokenizer_folder(folder)
+    tokenizer = load_tokenizer(folder)
+    tokenizer.backend.add_tokens([token])
+    save_tokenizer(folder, tokenizer)
+    llama(vocabulary).save_pretrained(folder)
+    return vocabulary
+
+
 def test_fewer_embeddings_than_the_task_has_tokens(run: Path) -> None:
     """A token of the task alone: the held-out text does without it."""
     source = Path("checkpoint")
-    vocabulary = tokenizer_folder(source)
-    tokenizer = load_tokenizer(source)
-    tokenizer.backend.add_tokens(["Add."])
-    save_tokenizer(source, tokenizer)
-    llama(vocabulary).save_pretrained(source)
+    vocabulary = with_a_token_more(source, "Add.")
     refused(source, ParameterError, f"has {vocabulary} embeddings, too few for token {vocabulary} of its tokenizer")
 
 
 def test_tokens_that_do_not_occur_need_no_embedding(run: Path) -> None:
     source = Path("checkpoint")
-    vocabulary = tokenizer_folder(source)
-    tokenizer = load_tokenizer(source)
-    tokenizer.backend.add_tokens(["<|never|>"])
-    save_tokenizer(source, tokenizer)
-    llama(vocabulary).save_pretrained(source)
+    vocabulary = with_a_token_more(source, "<|never|>")
     make_base(configuration(source), "small")
     assert open_split(base_folder("small"), "test").max() < vocabulary
 

@@ -51,15 +51,15 @@ def matched_files(patterns: Iterable[str]) -> list[Path]:
             )
         if glob.has_magic(pattern):
             for path in sorted(matched):
-                _check_link(path, _fixed_part(pattern))
+                _check_link(path, fixed_part(pattern).resolve())
         files |= matched
     return sorted(files)
 
 
-def _fixed_part(pattern: str) -> Path:
-    """The folder before a pattern's first wildcard."""
+def fixed_part(pattern: str) -> Path:
+    """What stands before a pattern's first wildcard; all of it where there is none."""
     fixed = itertools.takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts)
-    return Path(*fixed).resolve()
+    return Path(*fixed)
 
 
 def _check_link(path: Path, folder: Path) -> None:
