@@ -1,19 +1,20 @@
 """Decoding with the engine's own attention kernel, beside the kernel that PyTorch takes by itself.
 
 The engine's splits the keys among a GPU's multiprocessors. Both engines are of one process and are timed by turns; a token's time
-holds a few layers as a whole, attention and all else.
+holds a few layers as a whole, attention and all else. `x PyTorch's` is how many times as fast as with PyTorch's kernel decoding is.
 
     python benchmarks/decoding_attention.py --heads 32:8:64,12:2:128 --batches 1,8,64 --contexts 512,2032,8176
 """
 
 import argparse
+import contextlib
 import time
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
-from csv_table import write_table
+from command_line import add_out, like, new_parser, several, whole
+from table import Row, write_table
 
 from efficientllm.device import select_device, synchronize
 from efficientllm.models import decoding_attention
@@ -27,9 +28,9 @@ _VOCABULARY = 16384
 
 def main() -> None:
     """Prints a row for each shape, and writes the table if asked to."""
-    arguments, rows = _arguments(), list[dict[str, Any]]()
+    arguments, rows = _arguments(), list[Row]()
     device = select_device()
-    for heads, key_heads, width in arguments.heads:
+    for heads, key_heads, width in (map(int, shape.split(":")) for shape in arguments.heads):
         decoder = _decoder(
             heads, key_heads, width, arguments.layers, max(arguments.contexts) + arguments.tokens, device
         )
@@ -45,25 +46,31 @@ def main() -> None:
                     flush=True,
                 )
     if arguments.out:
-        write_table(Path(arguments.out), rows)
+        write_table(arguments.out, rows)
 
 
-def _measured(decoder: Decoder, batch: int, context: int, tokens: int, repeats: int) -> dict[str, Any]:
+def _measured(decoder: Decoder, batch: int, context: int, tokens: int, repeats: int) -> Row:
     """Milliseconds a token, the shortest of some calls: what a busy host adds is not the kernel's."""
-    with mock.patch.object(decoding_attention, "takes_own_kernel", lambda *_: False):
+    with _by_pytorch():
         pytorch = _prefilled(decoder, batch, context, tokens)
     chosen = _prefilled(decoder, batch, context, tokens)
     device, shortest = decoder.embed_tokens.weight.device, [float("inf")] * 2
     for _ in range(repeats):
-        for index, engine in enumerate((pytorch, chosen)):
-            synchronize(device)
-            started = time.perf_counter()
-            engine.decode()
-            synchronize(device)
-            shortest[index] = min(shortest[index], 1000 * (time.perf_counter() - started) / tokens)
+        for index, (engine, kernels) in enumerate(((pytorch, _by_pytorch), (chosen, contextlib.nullcontext))):
+            with kernels():  # where steps could not be recorded, kernels are chosen anew in each
+                synchronize(device)
+                started = time.perf_counter()
+                engine.decode()
+                synchronize(device)
+                shortest[index] = min(shortest[index], 1000 * (time.perf_counter() - started) / tokens)
     return {
         "pytorch_ms": shortest[0], "engine_ms": shortest[1], "x_pytorch": shortest[0] / shortest[1], "execution": chosen.execution,
     }  # fmt: skip
+
+
+def _by_pytorch() -> contextlib.AbstractContextManager[Any]:
+    """Makes the engine leave attention to PyTorch's choice."""
+    return mock.patch.object(decoding_attention, "takes_own_kernel", lambda *_: False)
 
 
 def _prefilled(decoder: Decoder, batch: int, context: int, tokens: int) -> GreedyEngine:
@@ -86,19 +93,23 @@ def _decoder(heads: int, key_heads: int, width: int, layers: int, context: int, 
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--heads", default="32:8:64,12:2:128,12:4:64", help="query heads:key heads:width of a head")
-    parser.add_argument("--batches", default="1,8,64")
-    parser.add_argument("--contexts", default="512,1100,2032,8176", help="tokens in the cache when decoding begins")
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--tokens", type=int, default=16, help="tokens of a timed call")
-    parser.add_argument("--repeats", type=int, default=6)
-    parser.add_argument("--out", help="also write the table there, as CSV")
-    arguments = parser.parse_args()
-    arguments.heads = [tuple(int(value) for value in shape.split(":")) for shape in arguments.heads.split(",")]
-    for name in ("batches", "contexts"):
-        setattr(arguments, name, [int(value) for value in getattr(arguments, name).split(",")])
-    return arguments
+    parser = new_parser(__doc__)
+    heads = "query heads:key heads:width of a head"
+    parser.add_argument(
+        "--heads", type=several(like(r"\d+:\d+:\d+", heads)), default="32:8:64,12:2:128,12:4:64", help=heads
+    )
+    parser.add_argument("--batches", type=several(whole()), default="1,8,64", help="sequences decoded at once")
+    parser.add_argument(
+        "--contexts",
+        type=several(whole()),
+        default="512,1100,2032,8176",
+        help="tokens in the cache when decoding begins",
+    )
+    parser.add_argument("--layers", type=whole(), default=4, help="layers of the decoder")
+    parser.add_argument("--tokens", type=whole(), default=16, help="tokens of a timed call")
+    parser.add_argument("--repeats", type=whole(), default=6, help="timed calls, of which the shortest counts")
+    add_out(parser)
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ Without a GPU the first two hold what CodeCarbon reads by RAPL or, where there i
 they say that the arithmetic is right, not that the watts are. The exit code is 1 where a check fails.
 """
 
-import argparse
 import contextlib
 import os
 import statistics
@@ -21,6 +20,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from command_line import new_parser, positive, whole
 
 from efficientllm.device import select_device, synchronize
 from efficientllm.measurement.energy import COUNTER_TOLERANCE, EnergyMeter, EnergyReading
@@ -46,10 +46,12 @@ class Checks:
 
 def main() -> int:
     """Makes the checks that apply here."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=30.0, help="length of the long window")
-    parser.add_argument("--pairs", type=int, default=3, help="pairs of the work and twice the work")
-    parser.add_argument("--windows", type=int, default=8, help="windows of each kind that are held against each other")
+    parser = new_parser(__doc__)
+    parser.add_argument("--seconds", type=positive, default=30.0, help="length of the long window")
+    parser.add_argument("--pairs", type=whole(), default=3, help="pairs of the work and twice the work")
+    parser.add_argument(
+        "--windows", type=whole(2), default=8, help="windows of each kind that are held against each other, on a GPU"
+    )
     arguments = parser.parse_args()
     device = select_device()
     meter, checks = EnergyMeter(device), Checks()

@@ -8,10 +8,10 @@ that one might take instead, `bootstrap-t` the studentised bootstrap of the mean
 of the upper end to the lower. docs/measurement.md holds the table.
 """
 
-import argparse
 from collections.abc import Callable
 
 import numpy as np
+from command_line import new_parser, several, whole
 
 from efficientllm.measurement.statistics import bootstrap_interval, repeats_interval
 
@@ -56,7 +56,9 @@ def student(values: np.ndarray, generator: np.random.Generator) -> Interval:
 def percentile(values: np.ndarray, generator: np.random.Generator) -> Interval:
     """Percentile bootstrap of the median."""
     seed = int(generator.integers(2**31))
-    return bootstrap_interval(values, lambda draws: np.median(draws, axis=1), seed=seed)
+    interval = bootstrap_interval(values, lambda draws: np.median(draws, axis=1), seed=seed)
+    assert interval is not None
+    return interval
 
 
 def studentised(values: np.ndarray, generator: np.random.Generator) -> Interval:
@@ -102,14 +104,16 @@ def coverage(noise: str, interval: str, repeats: int, draws: int, *, seed: int =
 
 def main() -> None:
     """Prints a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--draws", type=int, default=5000)
-    parser.add_argument("--repeats", default="3,5,10")
+    parser = new_parser(__doc__)
+    parser.add_argument("--draws", type=whole(), default=5000, help="simulated measurements of each kind")
+    parser.add_argument(
+        "--repeats", type=several(whole(2)), default="3,5,10", help="numbers of repeats of a measurement"
+    )
     arguments = parser.parse_args()
     print("| noise | repeats | " + " | ".join(INTERVALS) + " |")
     print("|---" * (2 + len(INTERVALS)) + "|")
     for noise in NOISES:
-        for repeats in map(int, arguments.repeats.split(",")):
+        for repeats in arguments.repeats:
             cells = []
             for interval in INTERVALS:
                 held, width = coverage(noise, interval, repeats, arguments.draws)

@@ -4,6 +4,7 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -25,7 +26,7 @@ def print_kernel_times(call: Callable[[], object], device: torch.device) -> None
 
     Args:
         call: What is profiled.
-        device: Where it runs; on a CPU there are no kernels, and nothing is printed.
+        device: Where it runs; on a CPU there are no kernels, and a line says so.
     """
     if device.type != "cuda":
         print("    no kernels to profile on a CPU")
@@ -60,3 +61,8 @@ def print_kernel_times(call: Callable[[], object], device: torch.device) -> None
 def kind_of(name: str) -> str:
     """Returns the kind of work that a kernel of this name does."""
     return next((kind for kind, pattern in _KINDS if re.search(pattern, name, re.IGNORECASE)), "other")
+
+
+def kernels_of(trainer: Any) -> str:
+    """Names the kernels that a `Trainer` takes, but for PyTorch's plain ones."""
+    return "; ".join(f"{part}: {name}" for part, name in trainer.kernels().items() if name != "plain PyTorch")

@@ -10,20 +10,21 @@ it ends; the same command goes on where it was cut short. --extend goes on beyon
 Several GPUs: a process each, with rows and a file of its own.
 """
 
-import argparse
 import dataclasses
 import tempfile
 import time
 from pathlib import Path
 
 import torch
-from csv_table import read_table, write_table
-from release import release
+from command_line import add_out, new_parser, positive, require_known, several, whole
+from devices import release
+from table import read_table, write_table
 
 from efficientllm.config import Configuration, load
 from efficientllm.device import select_device
 from efficientllm.errors import CellFailure
 from efficientllm.models.build import build_decoder
+from efficientllm.registry import SIZES
 from efficientllm.training.pretrain import pretraining_config, pretraining_trainer
 from efficientllm.training.trainer import Trainer
 from efficientllm.tuning.tune import prepare_model, tuning_trainer
@@ -31,21 +32,28 @@ from efficientllm.tuning.tune import prepare_model, tuning_trainer
 
 def main() -> None:
     """Prints one line per row, with the held-out loss at each rate and seed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", help="comma-separated pretraining runs, or methods; default: all of params.yaml")
-    parser.add_argument("--size", help="sweep tuning methods at this size instead of architectures")
-    parser.add_argument("--rates", default="3e-3,6e-3,1.2e-2")
-    parser.add_argument("--seeds", default="0")
+    parser = new_parser(__doc__)
     parser.add_argument(
-        "--extend", type=int, default=0, metavar="N", help="try up to N rates beyond an end that is best"
+        "--rows", type=several(str), help="pretraining runs or, with --size, methods; default: all of params.yaml"
     )
-    parser.add_argument("--out", type=Path, help="also write each training there, as CSV")
+    parser.add_argument(
+        "--size", choices=SIZES, help="size at which methods are swept; default: pretraining runs are swept instead"
+    )
+    parser.add_argument("--rates", type=several(positive), default="3e-3,6e-3,1.2e-2", help="learning rates")
+    parser.add_argument("--seeds", type=several(whole(0)), default="0", help="seeds, each of a training of its own")
+    parser.add_argument(
+        "--extend", type=whole(0), default=0, metavar="N", help="try up to N rates beyond an end that is best"
+    )
+    add_out(parser, resumes=True)
     arguments = parser.parse_args()
     configuration = load()
-    known = configuration.parameters.methods if arguments.size else list(configuration.parameters.architectures)
-    rows = arguments.rows.split(",") if arguments.rows else known
-    rates = [float(rate) for rate in arguments.rates.split(",")]
-    seeds = [int(seed) for seed in arguments.seeds.split(",")]
+    rates, seeds = arguments.rates, arguments.seeds
+    if arguments.size:
+        known, rows = list(configuration.profile.tune.methods), configuration.parameters.methods
+    else:
+        known = rows = list(configuration.parameters.architectures)
+    rows = arguments.rows or rows
+    require_known(parser, "--rows", rows, known)
     trained = Trained(configuration, arguments.size, arguments.out)
     for row in rows:
         losses = {rate: [trained.loss(row, rate, seed) for seed in seeds] for rate in rates}

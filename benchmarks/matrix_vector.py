@@ -9,11 +9,11 @@ many times as fast as PyTorch the kernel is; `roof` the share of the measured co
 import argparse
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from csv_table import write_table
+from command_line import add_out, like, new_parser, positive, several, whole
+from table import Row, write_table
 
 from efficientllm.device import select_device, synchronize
 from efficientllm.models.cuda_graphs import record
@@ -62,18 +62,18 @@ def compare(
         operator: What is measured.
         tiled: Launches the operator's kernel with a tile; may take the arguments apart.
     """
-    rows = list[dict[str, Any]]()
+    rows = list[Row]()
     device = select_device()
     bandwidth = copy_bandwidth(device).bytes_per_second
     key = baseline_name.lower()
-    for shape in arguments.shapes.split(","):
+    for shape in arguments.shapes:
         width, matrices, around = shape.split(":")
         sizes = [int(size) for size in matrices.split("+")]
         layers = _drawn(int(width), sizes, around, arguments.bytes, device, stored, read)
         layer_bytes = _bytes(layers[0], read)
         with torch.inference_mode():
             by_baseline = microseconds(lambda i, layers=layers: baseline(**layers[i]), len(layers), arguments, device)
-            for tile in arguments.tiles.split(",") if device.type == "cuda" else ["none"]:
+            for tile in arguments.tiles if device.type == "cuda" else ["none"]:
                 taken = microseconds(_call(tile, layers, sizes, operator, tiled), len(layers), arguments, device)
                 row = {
                     "shape": shape, "tile": tile, "megabytes": layer_bytes / 1e6, f"{key}_us": by_baseline, "us": taken,
@@ -86,7 +86,7 @@ def compare(
                     flush=True,
                 )
     if arguments.out:
-        write_table(Path(arguments.out), rows)
+        write_table(arguments.out, rows)
 
 
 def _drawn(
@@ -170,19 +170,31 @@ def microseconds(
 
 def parsed(description: str | None, shapes: str, least_bytes: float) -> argparse.Namespace:
     """The command line's arguments, by default these shapes and so many bytes."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(description)
     parser.add_argument(
         "--shapes",
+        type=several(like(r"\d+:\d+(\+\d+)*:[nga]*", "width:rows+rows:nga")),
         default=shapes,
         help="width:rows of each matrix, joined by +:what is around (n: a norm, g: SwiGLU's gate, a: something added)",
     )
-    parser.add_argument("--tiles", default="default", help="rows:columns:warps of a program, on a GPU")
+    add_tiles(parser)
     parser.add_argument(
-        "--bytes", type=float, default=least_bytes, help="of weights that a sequence of calls reads, at least"
+        "--bytes", type=positive, default=least_bytes, help="bytes of weights that a sequence of calls reads, about"
     )
-    parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--out", help="also write the table there, as CSV")
+    parser.add_argument("--repeats", type=whole(), default=20, help="timed sequences, of which the shortest counts")
+    add_out(parser)
     return parser.parse_args()
+
+
+def add_tiles(parser: argparse.ArgumentParser) -> None:
+    """Adds --tiles."""
+    form = "rows:columns:warps"
+    parser.add_argument(
+        "--tiles",
+        type=several(like(r"default|\d+:\d+:\d+", form)),
+        default="default",
+        help=f"{form} of a program, on a GPU",
+    )
 
 
 if __name__ == "__main__":

@@ -9,16 +9,16 @@ Student's t over the pairs' ratios; one that holds 1 means that no cost was seen
 
 import argparse
 import contextlib
-import csv
 import os
 import random
 import statistics
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import torch
+from command_line import add_model_and_batch, add_out, new_parser, positive, whole
 from shapes import SHAPES, config_of
+from table import Row, write_table
 
 from efficientllm.config.load import load
 from efficientllm.device import select_device, synchronize
@@ -31,13 +31,11 @@ from efficientllm.models.build import build_decoder
 
 def main() -> None:
     """Measures both kinds of meters and prints a line for each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=list(SHAPES), default="tiny")
-    parser.add_argument("--sequence", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of a window")
-    parser.add_argument("--pairs", type=int, default=12)
-    parser.add_argument("--csv", help="also write every ratio there")
+    parser = new_parser(__doc__)
+    add_model_and_batch(parser, SHAPES, shape="tiny", sequence=128, batch=8)
+    parser.add_argument("--seconds", type=positive, default=1.0, help="shortest window")
+    parser.add_argument("--pairs", type=whole(2), default=12, help="windows with the meters, each beside one without")
+    add_out(parser)
     arguments = parser.parse_args()
     device = select_device()
     memory = MemoryMeter(device)
@@ -49,10 +47,10 @@ def main() -> None:
         step()
     synchronize(device)
     print(f"{meter.device_name}; {meter.method}; load average {os.getloadavg()[0]:.2f}")
-    ratios: list[tuple[str, float]] = []
+    ratios: list[Row] = []
 
     @contextlib.contextmanager
-    def time_and_energy():  # type: ignore[no-untyped-def]
+    def time_and_energy() -> Iterator[None]:
         with meter.window(), utilization.window():
             yield
 
@@ -72,12 +70,9 @@ def main() -> None:
             f"{1000 * statistics.median(plain):.2f} ms)",
             flush=True,
         )
-        ratios += [(name, ratio) for ratio in found]
-    if arguments.csv:
-        with Path(arguments.csv).open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.writer(stream)
-            writer.writerow(["meters", "ratio"])
-            writer.writerows(ratios)
+        ratios += [{"meters": name, "ratio": ratio} for ratio in found]
+        if arguments.out:
+            write_table(arguments.out, ratios)
 
 
 def _training_step(arguments: argparse.Namespace, device: torch.device) -> Callable[[], None]:

@@ -9,13 +9,13 @@ own: there the figures say only that the benchmark runs.
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from csv_table import write_table
-from matrix_vector import microseconds
+from command_line import add_out, like, new_parser, positive, several, whole
+from matrix_vector import add_tiles, microseconds
 from packed_matrix_vector import BLOCK_SIZE, KIND, quantized
+from table import Row, write_table
 
 from efficientllm.device import select_device
 from efficientllm.serving.packed_matrix_vector import levels
@@ -27,27 +27,31 @@ _SHAPES = "2048:2048,2048:8192,8192:2048,3584:512,3584:3584,3584:18944,18944:358
 
 def main() -> None:
     """Prints a line for each shape, number of rows and tile, and writes the table if asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", default=_SHAPES, help="width:rows of each matrix")
-    parser.add_argument("--rows", default="2,8,64", help="rows that are multiplied together")
-    parser.add_argument("--tiles", default="default", help="rows:columns:warps of a program, on a GPU")
-    parser.add_argument("--weights", type=float, default=5e8, help="that a sequence of calls multiplies, at least")
-    parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--out", help="also write the table there, as CSV")
+    parser = new_parser(__doc__)
+    parser.add_argument(
+        "--shapes", type=several(like(r"\d+:\d+", "width:rows")), default=_SHAPES, help="width:rows of each matrix"
+    )
+    parser.add_argument("--rows", type=several(whole()), default="2,8,64", help="rows that are multiplied together")
+    add_tiles(parser)
+    parser.add_argument(
+        "--weights", type=positive, default=5e8, help="weights that a sequence of calls multiplies, about"
+    )
+    parser.add_argument("--repeats", type=whole(), default=20, help="timed sequences, of which the shortest counts")
+    add_out(parser)
     arguments = parser.parse_args()
     device = select_device()
-    lines = list[dict[str, Any]]()
-    for shape in arguments.shapes.split(","):
+    lines = list[Row]()
+    for shape in arguments.shapes:
         width, size = (int(number) for number in shape.split(":"))
         count = max(1, round(arguments.weights / (width * size)))
         plain = [torch.randn(size, width, device=device, dtype=torch.bfloat16) / width**0.5 for _ in range(count)]
         stored = [_stored(matrix) for matrix in plain]
-        for rows in (int(number) for number in arguments.rows.split(",")):
+        for rows in arguments.rows:
             x = torch.randn(rows, width, device=device, dtype=torch.bfloat16)
             with torch.inference_mode():
                 lines += _compared(shape, x, plain, stored, arguments, device)
     if arguments.out:
-        write_table(Path(arguments.out), lines)
+        write_table(arguments.out, lines)
 
 
 def _stored(matrix: torch.Tensor) -> tuple[Any, ...]:
@@ -64,14 +68,14 @@ def _compared(
     stored: list[tuple[Any, ...]],
     arguments: argparse.Namespace,
     device: torch.device,
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     def timed(call: Callable[[int], torch.Tensor]) -> float:
         return microseconds(call, len(plain), arguments, device)
 
     by_bitsandbytes = timed(lambda index: torch.ops.bitsandbytes.gemm_4bit.default(x, *stored[index]))
     in_bfloat16 = timed(lambda index: x @ plain[index].T)
     lines = []
-    for tile in arguments.tiles.split(",") if device.type == "cuda" else ["none"]:
+    for tile in arguments.tiles if device.type == "cuda" else ["none"]:
         taken = timed(_call(tile, x, stored))
         lines.append(
             {

@@ -1,12 +1,11 @@
 """What DVC itself costs by the number of cells: a first run, a run that finds nothing to do, and the memory of planning.
 
-    python benchmarks/pipeline_scale.py --cells 90 180 500
+    python benchmarks/pipeline_scale.py --cells 90,180,500
 
 The project is made for this, in the form of dvc.yaml: `foreach` over a mapping, matrices of two lists, parameters by key out of a
 profile, folders of code as dependencies. Its commands write one line, so nearly all of the time is DVC's.
 """
 
-import argparse
 import os
 import subprocess
 import sys
@@ -14,6 +13,8 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+from command_line import new_parser, several, whole
 
 SIZES = ("small", "medium", "large")
 CODE_FILES = 60
@@ -156,8 +157,10 @@ def measure(root: Path, *arguments: str) -> Run:
 
 def main() -> None:
     """Prints a table, one line per number of cells."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cells", type=int, nargs="+", default=[90, 180, 500])
+    parser = new_parser(__doc__)
+    parser.add_argument(
+        "--cells", type=several(whole()), default="90,180,500", help="numbers of cells, each of a project of its own"
+    )
     arguments = parser.parse_args()
     print("| cells | first run, s (CPU) | nothing to do, s (CPU) | planning (--dry), s (CPU) | planning, peak MiB |")
     print("|---|---|---|---|---|")

@@ -1,6 +1,6 @@
 """How far apart the figures of one cell come out when it is measured again, each time in a fresh process.
 
-    python benchmarks/repeatability.py --run . --times 5 --csv repeatability.csv
+    python benchmarks/repeatability.py --run . --times 5 --out repeatability.csv
 
 Measures cells of a finished run (one of each axis by default) by the pipeline's own stage, in random order within each
 round, and leaves the run's records as they are. For each metric it prints the median of all processes, the coefficient of
@@ -10,7 +10,6 @@ the cell was measured; on a busy machine the table says more about the machine t
 """
 
 import argparse
-import csv
 import os
 import random
 import statistics
@@ -18,7 +17,9 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+
+from command_line import add_out, like, new_parser, several, whole
+from table import Row, write_table
 
 from efficientllm import metrics, paths
 from efficientllm.files import read_json
@@ -27,43 +28,44 @@ from efficientllm.measurement.statistics import variation
 from efficientllm.records import Record, read_record
 
 _SOURCE = Path(__file__).resolve().parents[1]
-_LINKED = ("params.yaml", "profiles", "hardware.json")
+_LINKED = (paths.PARAMETERS, paths.PROFILES, paths.HARDWARE)
 _ORDER = ("average_latency", "training_throughput", "inference_throughput")
-_COLUMNS = ("axis", "cell", "process", "metric", "unit", "value", "ci_low", "ci_high", "cv_within", "source")
 
 
 def main() -> None:
     """Measures, and prints a table for each cell."""
     arguments = _arguments()
-    cells = [tuple(cell.split(":", 1)) for cell in arguments.cells.split(",")]
-    run = Path(arguments.run).resolve()
+    cells = [(axis, name) for axis, _, name in (cell.partition(":") for cell in arguments.cells)]
+    run = arguments.run.resolve()
     hardware = read_json(run / paths.HARDWARE)
     print("\n".join(describe(hardware)))
     print(f"load average before: {os.getloadavg()[0]:.2f}", flush=True)
     records: dict[tuple[str, str], list[Record]] = {(axis, name): [] for axis, name in cells}
     generator = random.Random(arguments.seed)
-    for time in range(arguments.times):
+    for number in range(arguments.times):
         for axis, name in generator.sample(cells, len(cells)):
             records[axis, name].append(_measured(run, axis, name))
-            print(f"round {time + 1}: {axis}:{name}", flush=True)
-            if arguments.csv:  # after each cell, so that a run that is cut short keeps what it has
-                _write(Path(arguments.csv), records)
+            print(f"round {number + 1}: {axis}:{name}", flush=True)
+            if arguments.out:  # after each cell, so that a run that is cut short keeps what it has
+                write_table(arguments.out, [row for cell, found in records.items() for row in _rows(*cell, found)])
     print(f"load average after: {os.getloadavg()[0]:.2f}")
     for (axis, name), found in records.items():
         _print(axis, name, found)
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", default=".", help="folder of a finished run")
-    parser.add_argument("--cells", default="pretrain:dense_medium,tune:lora-medium,quantize:bfloat16-medium")
-    parser.add_argument("--times", type=int, default=5, help="processes for each cell, at least two")
-    parser.add_argument("--seed", type=int, default=0, help="of the order")
-    parser.add_argument("--csv", help="also write every value there")
-    arguments = parser.parse_args()
-    if arguments.times < 2:
-        parser.error("--times must be at least 2")
-    return arguments
+    parser = new_parser(__doc__)
+    parser.add_argument("--run", type=Path, default=".", metavar="FOLDER", help="folder of a finished run")
+    parser.add_argument(
+        "--cells",
+        type=several(like("(pretrain|tune|quantize):.+", "axis:cell")),
+        default="pretrain:dense_medium,tune:lora-medium,quantize:bfloat16-medium",
+        help="cells that are measured again, as axis:cell",
+    )
+    parser.add_argument("--times", type=whole(2), default=5, help="processes for each cell")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the order within the rounds")
+    add_out(parser)
+    return parser.parse_args()
 
 
 def _measured(run: Path, axis: str, cell: str) -> Record:
@@ -120,22 +122,14 @@ def _percent(share: float | None) -> str:
     return f"{'-':>7s}" if share is None else f"{100 * share:6.1f}%"
 
 
-def _write(path: Path, records: dict[tuple[str, str], list[Record]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, _COLUMNS)
-        writer.writeheader()
-        for (axis, cell), found in records.items():
-            for process, record in enumerate(found):
-                writer.writerows(_rows(axis, cell, process, record))
-
-
-def _rows(axis: str, cell: str, process: int, record: Record) -> list[dict[str, Any]]:
+def _rows(axis: str, cell: str, records: list[Record]) -> list[Row]:
     return [
         {
             "axis": axis, "cell": cell, "process": process, "metric": key, "unit": value.unit, "value": value.value,
             "ci_low": value.ci_low, "ci_high": value.ci_high, "cv_within": value.coefficient_of_variation,
             "source": value.source,
         }
+        for process, record in enumerate(records)
         for key, value in record.metrics.items()
     ]  # fmt: skip
 

@@ -1,6 +1,6 @@
 """Training in several processes against training in one: tokens per second, losses, memory and joules.
 
-    python benchmarks/scaling.py --shape paper --rows dense_medium,dense_large --sequence 8192 --processes 1,2 --csv scaling.csv
+    python benchmarks/scaling.py --shape paper --rows dense_medium,dense_large --sequence 8192 --processes 1,2 --out scaling.csv
 
 Each row of the table is a run of its own, in as many fresh processes as it says, one per GPU (gloo on a CPU). The baseline is the
 same training in one process (`none`), in the same call. First `--losses` optimizer steps are taken on the same global batch
@@ -21,60 +21,95 @@ import sys
 import tempfile
 import time
 from contextlib import nullcontext, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from csv_table import write_table
+from command_line import (
+    add_model_and_batch,
+    add_out,
+    add_timed_steps,
+    new_parser,
+    one_of,
+    positive,
+    require_known,
+    several,
+    whole,
+)
 from shapes import SHAPES
+from table import Row, failure, shown, write_table
 
-_REPORT = "SCALING_REPORT"
+_WORK = "SCALING_WORK"
+"""Variable by which a process that is to train learns what; the options it has from the same command line."""
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One row of the table.
+
+    Args:
+        row: The pretraining run.
+        strategy: `none`, `ddp` or `fsdp`.
+        processes: How many train.
+        most: How many there are at most in this call.
+        report: File for what has been measured.
+    """
+
+    row: str
+    strategy: str
+    processes: int
+    most: int
+    report: str
 
 
 def main() -> None:
     """Runs every row, and prints a line for each."""
     arguments = _arguments()
-    if os.environ.get(_REPORT):
-        _work(arguments)
+    if os.environ.get(_WORK):
+        _train(arguments, _Work(**json.loads(os.environ[_WORK])))
         return
-    counts = [int(count) for count in arguments.processes.split(",")]
-    setups = [("none", 1), *((name, count) for name in arguments.strategies.split(",") for count in counts)]
-    results: list[dict[str, Any]] = []
-    for name in arguments.rows.split(","):
-        baseline: dict[str, Any] = {}
+    setups = [("none", 1), *((name, count) for name in arguments.strategies for count in arguments.processes)]
+    results: list[Row] = []
+    for name in arguments.rows:
+        baseline: Row = {}
         for strategy, count in setups:
             row = {"row": name, "strategy": strategy, "processes": count, **_started(arguments, name, strategy, count)}
             baseline = row if strategy == "none" else baseline
             _compare(row, baseline)
             results.append(row)
             print(_line(row), flush=True)
-            if arguments.csv:
-                write_table(Path(arguments.csv), [_flat(result) for result in results])
+            if arguments.out:
+                write_table(arguments.out, [_flat(result) for result in results])
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=list(SHAPES), default="medium")
-    parser.add_argument("--rows", default="dense_medium", help="comma-separated pretraining runs of params.yaml")
-    parser.add_argument("--strategies", default="ddp,fsdp")
-    parser.add_argument("--processes", default="1,2", help="numbers of processes of each strategy")
-    parser.add_argument("--sequence", type=int, default=2048)
-    parser.add_argument("--batch", type=int, default=1, help="sequences of each process in a timed step")
-    parser.add_argument("--losses", type=int, default=50, help="steps whose losses are compared")
-    parser.add_argument("--warmup", type=int, default=3, help="untimed steps before the timed ones")
-    parser.add_argument("--steps", type=int, default=20, help="timed steps")
-    parser.add_argument("--layers", type=int, help="instead of the shape's")
-    parser.add_argument("--optimizer", choices=["adamw", "adamw_8bit"], default="adamw")
-    parser.add_argument("--checkpoint", action="store_true", help="recompute the blocks' activations")
-    parser.add_argument("--compile", choices=["auto", "none", "blocks"], default="auto")
-    parser.add_argument("--seconds", type=float, default=1800, help="longest time for one row")
-    parser.add_argument("--csv", help="also write the table there")
-    return parser.parse_args()
+    parser = new_parser(__doc__)
+    add_model_and_batch(parser, SHAPES, shape="medium", sequence=2048, batch=1)
+    parser.add_argument("--rows", type=several(str), default="dense_medium", help="pretraining runs of params.yaml")
+    parser.add_argument(
+        "--strategies", type=several(one_of(("ddp", "fsdp"))), default="ddp,fsdp", help="ddp, fsdp or both"
+    )
+    parser.add_argument(
+        "--processes", type=several(whole()), default="1,2", help="numbers of processes of each strategy"
+    )
+    parser.add_argument("--losses", type=whole(), default=50, help="steps whose losses are compared")
+    add_timed_steps(parser, warmup=3, steps=20)
+    parser.add_argument("--compile", choices=["auto", "none", "blocks"], default="auto", help="what is compiled")
+    parser.add_argument("--timeout", type=positive, default=1800.0, help="seconds after which a row is given up")
+    add_out(parser)
+    arguments = parser.parse_args()
+    if not os.environ.get(_WORK):
+        from efficientllm.config.load import load
+
+        require_known(parser, "--rows", arguments.rows, load().parameters.architectures)
+    most = max(arguments.processes)
+    if uneven := [count for count in arguments.processes if most % count]:
+        parser.error(f"argument --processes: {uneven[0]} does not divide {most}, for equal batches: leave it out")
+    return arguments
 
 
-def _started(arguments: argparse.Namespace, name: str, strategy: str, count: int) -> dict[str, Any]:
+def _started(arguments: argparse.Namespace, name: str, strategy: str, count: int) -> Row:
     """Runs one row in fresh processes, and returns what the first of them has measured, or why it could not."""
-    given = [argument for key, value in vars(arguments).items() for argument in _given(key, value)]
-    script = [__file__, *given, "--rows", name, "--strategies", strategy, "--processes", str(count)]
     # torchrun for one process too, so that a strategy's own cost is in its row
     launcher = [] if strategy == "none" else [
         "-m", "torch.distributed.run", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0",
@@ -82,27 +117,21 @@ def _started(arguments: argparse.Namespace, name: str, strategy: str, count: int
     ]  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        most = str(max(int(number) for number in arguments.processes.split(",")))
-        environment = {**os.environ, _REPORT: str(report), "SCALING_MOST": most}
+        work = _Work(name, strategy, count, max(arguments.processes), str(report))
+        environment = {**os.environ, _WORK: json.dumps(asdict(work))}
         if sys.platform == "linux":
             environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        command = [sys.executable, *launcher, *script]
-        try:
-            subprocess.run(command, env=environment, check=False, timeout=arguments.seconds)
-        except subprocess.TimeoutExpired:
-            return {"failure": f"not finished within {arguments.seconds:g} s"}
-        found: dict[str, Any] = json.loads(report.read_text()) if report.exists() else {"failure": "it left no report"}
+        with subprocess.Popen([sys.executable, *launcher, __file__, *sys.argv[1:]], env=environment) as process:
+            try:
+                process.wait(arguments.timeout)
+            except subprocess.TimeoutExpired:
+                process.terminate()  # not killed: torchrun would leave behind the processes that it has started
+                return {"failure": f"not finished within {arguments.timeout:g} s"}
+        found: Row = json.loads(report.read_text()) if report.exists() else {"failure": "it left no report"}
         return found
 
 
-def _given(key: str, value: Any) -> list[str]:
-    """An option as it is written on a command line."""
-    if value is None or value is False or key == "csv":
-        return []
-    return [f"--{key}"] if value is True else [f"--{key}", str(value)]
-
-
-def _compare(row: dict[str, Any], baseline: dict[str, Any]) -> None:
+def _compare(row: Row, baseline: Row) -> None:
     """Adds what only the baseline makes a figure of."""
     if "losses" not in row or "losses" not in baseline:
         return
@@ -111,46 +140,43 @@ def _compare(row: dict[str, Any], baseline: dict[str, Any]) -> None:
     row["efficiency"] = row["tokens_per_second"] / (row["processes"] * baseline["tokens_per_second"])
 
 
-def _flat(row: dict[str, Any]) -> dict[str, Any]:
+def _flat(row: Row) -> Row:
     return row | {"losses": " ".join(f"{loss:.6f}" for loss in row.get("losses", []))}
 
 
-def _line(row: dict[str, Any]) -> str:
+def _line(row: Row) -> str:
     title = f"{row['row']:14s} {row['strategy']:5s} {row['processes']}"
     if "failure" in row:
         return f"{title}  failed: {row['failure']}"
-
-    def shown(key: str, form: str) -> str:
-        return "-" if row.get(key) is None else format(row[key], form)
-
     return (
-        f"{title}  {row['tokens_per_second']:9.0f} tok/s  efficiency {shown('efficiency', '.1%')}  peak "
-        f"{shown('peak_gib', '.1f')} GiB  {shown('joules_per_token', '.4g')} J/token ({row['energy_source']})  sum of "
-        f"NVML's counters {shown('counter_difference', '+.2%')}  largest loss difference "
-        f"{shown('largest_loss_difference', '.1e')}  [{row['kernels']}]"
+        f"{title}  {row['tokens_per_second']:9.0f} tok/s  efficiency {shown(row.get('efficiency'), '.1%')}  peak "
+        f"{shown(row['peak_gib'], '.1f')} GiB  {row['joules_per_token']:.4g} J/token ({row['energy_source']}), "
+        f"{shown(row['counter_difference'], '+.2%')} beside the sum of NVML's counters  largest loss difference "
+        f"{shown(row.get('largest_loss_difference'), '.1e')}  [{row['kernels']}]"
     )
 
 
-def _work(arguments: argparse.Namespace) -> None:
+def _train(arguments: argparse.Namespace, work: _Work) -> None:
     """What each of the processes does."""
     from efficientllm.distributed.world import joined
 
-    report = Path(os.environ[_REPORT])
+    report = Path(work.report)
     try:
-        with nullcontext() if arguments.strategies == "none" else joined(arguments.strategies):
-            measured = _measured(arguments)
+        with nullcontext() if work.strategy == "none" else joined(work.strategy):  # type: ignore[arg-type]
+            measured = _measured(arguments, work)
             if measured is not None:
                 report.write_text(json.dumps(measured))
     except Exception as error:  # a row that fails is a result too
-        message = str(error).splitlines()[0][:200] if str(error) else ""
         # the first failure counts: that of the other processes is that they have lost this one
         with suppress(FileExistsError), report.open("x") as stream:
-            json.dump({"failure": f"{type(error).__name__}: {message}"}, stream)
+            json.dump({"failure": failure(error)}, stream)
         raise SystemExit(1) from error
 
 
-def _measured(arguments: argparse.Namespace) -> dict[str, Any] | None:
+def _measured(arguments: argparse.Namespace, work: _Work) -> Row | None:
     """Trains, and returns the figures in the first process."""
+    from kernel_times import kernels_of
+
     from efficientllm.device import select_device, synchronize
     from efficientllm.distributed import world
     from efficientllm.distributed.totals import device_memory, own_joules, peak_gib
@@ -161,7 +187,7 @@ def _measured(arguments: argparse.Namespace) -> dict[str, Any] | None:
     def gathered(value: float | None) -> list[float | None]:
         return [value] if here is None else here.gathered(value, device)
 
-    trainer = _trainer(arguments, device, int(os.environ["SCALING_MOST"]))
+    trainer = _trainer(arguments, work, device)
     losses = [float(trainer.step(index).loss) for index in range(arguments.losses)]
     trainer.settings = trainer.settings.model_copy(update={"gradient_accumulation": 1})
     meter = EnergyMeter(device)
@@ -198,37 +224,32 @@ def _measured(arguments: argparse.Namespace) -> dict[str, Any] | None:
         "joules_per_token": sum_joules / (arguments.steps * result.tokens),
         "energy_source": meter.source,
         "losses": losses,
-        "kernels": "; ".join(f"{part}: {name}" for part, name in trainer.kernels().items() if name != "plain PyTorch"),
+        "kernels": kernels_of(trainer),
         "device": meter.device_name,
     }
 
 
-def _trainer(arguments: argparse.Namespace, device: Any, most: int) -> Any:
+def _trainer(arguments: argparse.Namespace, work: _Work, device: Any) -> Any:
     """The training of one row, of which optimizer step `i` takes the same sequences in any number of processes."""
-    import dataclasses
-
     import torch
-    from shapes import config_of
+    from shapes import config_of, training_settings
 
     from efficientllm.config.load import load
-    from efficientllm.config.schema import TrainingSettings
     from efficientllm.models.build import build_decoder
     from efficientllm.training.optimizer import parameter_groups
-    from efficientllm.training.trainer import Batch, Trainer, TrainingTask
+    from efficientllm.training.recorded_gradients import Batch
+    from efficientllm.training.trainer import Trainer, TrainingTask
 
     torch.manual_seed(0)
-    config = config_of(
-        arguments.shape, arguments.rows, load().parameters.architectures[arguments.rows], arguments.sequence
+    config = config_of(arguments.shape, work.row, load().parameters.architectures[work.row], arguments.sequence)
+    decoder = build_decoder(replace(config, layers=arguments.layers or config.layers), device=device)
+    together = arguments.batch * work.processes
+    settings = training_settings(
+        arguments,
+        batch_size=together,
+        gradient_accumulation=work.most // work.processes,
+        compiled=arguments.compile,
     )
-    decoder = build_decoder(dataclasses.replace(config, layers=arguments.layers or config.layers), device=device)
-    together = arguments.batch * int(arguments.processes)
-    settings = TrainingSettings(
-        sequence_length=arguments.sequence, batch_size=together, steps=10_000, warmup_steps=10,
-        gradient_accumulation=most // int(arguments.processes), final_learning_rate_fraction=0.1,
-        embedding_learning_rate_scale=1.0, weight_decay=0.1, beta1=0.9, beta2=0.95, gradient_clip=1.0, autocast="auto",
-        compile=arguments.compile, evaluation_steps=10_000, evaluation_sequences=1, checkpoint_seconds=86400.0,
-        optimizer=arguments.optimizer, recompute_activations=arguments.checkpoint,
-    )  # fmt: skip
 
     def sequence(index: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(index)

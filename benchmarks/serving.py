@@ -20,12 +20,22 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from csv_table import read_table, write_table
-from release import release
+from command_line import (
+    add_out,
+    add_profile,
+    add_requests,
+    add_traceback,
+    new_parser,
+    not_negative,
+    one_of,
+    profile_block,
+    several,
+    whole,
+)
+from devices import meters_of, name_of, release
 from serving_engines import (
     ENGINES,
     SHAPES,
@@ -37,14 +47,14 @@ from serving_engines import (
     embedding,
     make_model,
 )
+from table import Row, failure, ratio, read_table, shown, write_table
 
-from efficientllm.config.load import read_yaml
 from efficientllm.device import select_device, synchronize
-from efficientllm.errors import MeasurementError
+from efficientllm.distributed.totals import peak_gib
 from efficientllm.measurement.memory import GIB
 from efficientllm.measurement.nvml import NvmlDevice
-from efficientllm.measurement.subjects import bytes_in_memory
 from efficientllm.measurement.utilization import UtilizationMeter, UtilizationReading
+from efficientllm.models.accounting import bytes_in_memory
 from efficientllm.registry import precision_keys
 from efficientllm.serving.bandwidth import copy_bandwidth
 from efficientllm.serving.clock import Clock
@@ -54,18 +64,12 @@ def main() -> None:
     """Runs the chosen combinations and prints a line for each."""
     arguments = _arguments()
     device = select_device()
-    nvml = None
-    if device.type == "cuda":
-        try:
-            nvml = NvmlDevice.of(device)
-        except MeasurementError as error:
-            print(f"no energy: {error}")
+    nvml, name = meters_of(device), name_of(device)
     bandwidth = copy_bandwidth(device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     print(
         f"{name}: copies at {bandwidth.bytes_per_second / 1e9:.0f} GB/s; prompt {arguments.prompt}, output {arguments.output}"
     )
-    results: list[dict[str, Any]] = read_table(Path(arguments.out)) if arguments.out else []
+    results = read_table(arguments.out) if arguments.out else []
     if others := {row.get("device", "an unnamed device") for row in results} - {name}:
         raise SystemExit(f"{arguments.out} has rows of {', '.join(others)}, and this is {name}: name another file")
     tokens: dict[tuple[str, ...], torch.Tensor] = {}
@@ -83,14 +87,14 @@ def _served(
     device: torch.device,
     device_name: str,
     nvml: NvmlDevice | None,
-    results: list[dict[str, Any]],
+    results: list[Row],
     tokens: dict[tuple[str, ...], torch.Tensor],
 ) -> None:
     """Makes one model and serves it at all batch sizes that the table lacks."""
     model = None
     longest = arguments.prompt + arguments.output
     for batch in arguments.batches:
-        row: dict[str, Any] = {"shape": shape, "precision": key, "engine": engine, "batch": batch}
+        row: Row = {"shape": shape, "precision": key, "engine": engine, "batch": batch}
         row |= {"prompt": arguments.prompt, "output": arguments.output, "device": device_name}
         if any(row.items() <= known.items() for known in results):
             continue
@@ -103,14 +107,14 @@ def _served(
             if (ours := tokens.get((shape, key, str(batch)))) is not None:  # an earlier run may have had them
                 row["same"] = float((found.cpu() == ours).float().mean())
         except Exception as error:  # a combination that fails is a result too
-            row["failure"] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+            row["failure"] = failure(error)
             if arguments.traceback:
                 raise
         release(device)
         results.append(row)
         _print(row, results)
         if arguments.out:
-            write_table(Path(arguments.out), results)
+            write_table(arguments.out, results)
         if model is None:  # it could not be made: no batch will do
             return
     model = None
@@ -119,7 +123,7 @@ def _served(
 
 def _measured(
     model: Any, engine: str, batch: int, arguments: argparse.Namespace, device: torch.device, nvml: NvmlDevice | None
-) -> tuple[torch.Tensor, dict[str, Any]]:
+) -> tuple[torch.Tensor, Row]:
     """Serves batches of one size and returns the generated tokens and all figures."""
     shape = (batch, arguments.prompt, arguments.output)
     started = time.perf_counter()
@@ -156,7 +160,7 @@ def _measured(
         "tokens_per_second": count / requests.seconds,
         "weights_gib": bytes_in_memory(model) / GIB,
         "cache_gib": batch * (arguments.prompt + arguments.output) * cache_bytes_per_token(model) / GIB,
-        "peak_gib": torch.cuda.max_memory_allocated(device) / GIB if device.type == "cuda" else None,
+        "peak_gib": peak_gib(device),
         "watts": joules and joules[0] / requests.seconds,
         "sm_clock_mhz": requests.busy.sm_clock_mhz,
         "busy_percent": requests.busy.percent if requests.busy.on_gpu else None,
@@ -200,24 +204,15 @@ def _window(
     return _Window(seconds / calls, spent, result, busy)
 
 
-def _print(row: dict[str, Any], results: list[dict[str, Any]]) -> None:
+def _print(row: Row, results: list[Row]) -> None:
     head = f"{row['shape']:13s} {row['precision']:9s} {row['engine']:9s} batch {row['batch']:3d}"
     if "failure" in row:
         print(f"{head}  failed: {row['failure']}", flush=True)
         return
 
-    def ratio(**changes: str) -> float | None:
-        wanted = {name: row[name] for name in ("shape", "precision", "engine", "batch")} | changes
-        for other in results:
-            if "tokens_per_second" in other and all(other[name] == value for name, value in wanted.items()):
-                return float(row["tokens_per_second"] / other["tokens_per_second"])
-        return None
-
-    row["x_ours"], row["x_bfloat16"] = ratio(engine="ours"), ratio(precision="bfloat16")
-
-    def shown(value: float | None, form: str) -> str:
-        return "-" if value is None else format(value, form)
-
+    same = {name: row[name] for name in ("shape", "precision", "engine", "batch", "prompt", "output")}
+    row["x_ours"] = ratio(row, results, "tokens_per_second", **same | {"engine": "ours"})
+    row["x_bfloat16"] = ratio(row, results, "tokens_per_second", **same | {"precision": "bfloat16"})
     print(
         f"{head}  first {row['ttft_ms']:8.2f} ms  next {row['itl_ms_p50']:7.3f} ms (p95 {row['itl_ms_p95']:7.3f})  "
         f"{row['tokens_per_second']:9.0f} tok/s  {row['requests_per_second']:7.2f} req/s  roof {row['roof']:6.1%}  "
@@ -232,28 +227,30 @@ def _print(row: dict[str, Any], results: list[dict[str, Any]]) -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", "--shape", default="168M,Llama-3.2-1B,Qwen2.5-7B", help=f"of {', '.join(SHAPES)}")
-    parser.add_argument("--precisions", default="bfloat16,float16,int8,int4", help=f"of {', '.join(precision_keys())}")
-    parser.add_argument("--batches", default="1,8,64")
-    parser.add_argument("--engines", default=",".join(ENGINES), help=f"of {', '.join(ENGINES)}")
-    parser.add_argument("--prompt", type=int, default=512)
-    parser.add_argument("--output", type=int, default=128)
-    parser.add_argument("--seconds", type=float, default=2.0, help="shortest window of time and energy")
-    parser.add_argument("--repeats", type=int, default=3, help="fewest requests of a window")
+    parser = new_parser(__doc__)
     parser.add_argument(
-        "--profile", default="profiles/gpu.yaml", help="whose block `quantize` holds the precisions' parameters"
+        "--shapes",
+        type=several(one_of(SHAPES)),
+        default="168M,Llama-3.2-1B,Qwen2.5-7B",
+        help=f"models' shapes, of {', '.join(SHAPES)}",
     )
-    parser.add_argument("--traceback", action="store_true", help="stop at the first failure")
-    parser.add_argument("--out", help="also write the table there, as CSV")
+    parser.add_argument(
+        "--precisions",
+        type=several(one_of(precision_keys())),
+        default="bfloat16,float16,int8,int4",
+        help=f"precisions, of {', '.join(precision_keys())}",
+    )
+    parser.add_argument(
+        "--engines", type=several(one_of(ENGINES)), default=",".join(ENGINES), help=f"engines, of {', '.join(ENGINES)}"
+    )
+    add_requests(parser, batches="1,8,64")
+    parser.add_argument("--seconds", type=not_negative, default=2.0, help="shortest window of time and energy")
+    parser.add_argument("--repeats", type=whole(), default=3, help="fewest requests of a window")
+    add_profile(parser, "profiles/gpu.yaml", "quantize")
+    add_traceback(parser)
+    add_out(parser, resumes=True)
     arguments = parser.parse_args()
-    for name, known in (("shapes", list(SHAPES)), ("precisions", precision_keys()), ("engines", list(ENGINES))):
-        chosen = getattr(arguments, name).split(",")
-        setattr(arguments, name, chosen)
-        if unknown := [value for value in chosen if value not in known]:
-            parser.error(f"--{name}: {unknown[0]!r} is none of {', '.join(known)}")
-    arguments.batches = [int(value) for value in arguments.batches.split(",")]
-    arguments.options = read_yaml(Path(arguments.profile))["quantize"]
+    arguments.options = profile_block(parser, arguments.profile, "quantize")
     return arguments
 
 

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 import torch
 
-from efficientllm.measurement.subjects import bytes_in_memory
+from efficientllm.models.accounting import bytes_in_memory
 from efficientllm.models.decoder import Decoder
 from efficientllm.models.imports import from_transformers
 from efficientllm.quantization.precision import precision

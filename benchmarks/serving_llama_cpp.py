@@ -1,7 +1,7 @@
 """Serving by our engine beside llama.cpp, with the same weights in the same process.
 
     pip install llama-cpp-python      # no dependency of this project; it compiles llama.cpp
-    python benchmarks/serving_llama_cpp.py --shape 168M --precisions bfloat16,int4 --batches 1,8 --csv llama.csv
+    python benchmarks/serving_llama_cpp.py --shape 168M --precisions bfloat16,int4 --batches 1,8 --out llama.csv
 
 Weights are random, written as a GGUF file for llama.cpp; requests are of forced length and greedy. 16-bit weights are the same
 numbers, and `same` is the share of tokens that are; random weights make near ties, which are rounded otherwise, and after one
@@ -11,7 +11,7 @@ after one of each that is not counted.
 """
 
 import argparse
-import gc
+import importlib.util
 import os
 import statistics
 import tempfile
@@ -22,15 +22,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from csv_table import write_table
+from command_line import add_out, add_profile, add_requests, new_parser, one_of, profile_block, several, whole
+from devices import release
 from gguf_file import BFLOAT16, TYPES, write_llama
-from llama_cpp_server import LlamaCpp
 from serving_engines import SHAPES, make_model
+from table import Row, write_table
 
-from efficientllm.config.load import read_yaml
-from efficientllm.device import select_device
+from efficientllm.device import select_device, synchronize
 from efficientllm.measurement.memory import GIB
-from efficientllm.measurement.subjects import bytes_in_memory
+from efficientllm.models.accounting import bytes_in_memory
 from efficientllm.serving.engine import GreedyEngine
 
 
@@ -40,42 +40,43 @@ def main() -> None:
     device = select_device()
     threads = torch.get_num_threads()
     print(f"{device}, {threads} threads of {os.cpu_count()}; prompt {arguments.prompt}, output {arguments.output}")
-    rows: list[dict[str, Any]] = []
-    for key in arguments.precisions.split(","):
-        longest = arguments.prompt + arguments.output
+    rows: list[Row] = []
+    for key in arguments.precisions:
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "model.gguf"
-            whole = make_model(arguments.shape, "bfloat16", "generate", longest, {}, device)
-            kind = TYPES[key]
-            sixteen = kind if key in ("bfloat16", "float16") else BFLOAT16
-            stored = write_llama(path, whole, linear=kind, embedding=sixteen)
-            words = whole.config.vocab_size
-            del whole
-            gc.collect()
-            options = read_yaml(Path("profiles/gpu.yaml"))["quantize"][key]
-            decoder = make_model(arguments.shape, key, "ours", longest, options, device)
-            for batch in map(int, arguments.batches.split(",")):
-                shape = (batch, arguments.prompt, arguments.output)
-                prompts = torch.randint(words, shape[:2], generator=torch.Generator().manual_seed(1))
-                row = {
-                    "shape": arguments.shape,
-                    "precision": key,
-                    "batch": batch,
-                    "device": str(device),
-                    "threads": threads,
-                }
-                row |= {"ours_gib": bytes_in_memory(decoder) / GIB, "llama_cpp_gib": stored / GIB}
-                row |= _compared(decoder, path, prompts.to(device), arguments, threads)
-                rows.append(row)
-                _print(row)
-                if arguments.csv:
-                    write_table(Path(arguments.csv), rows)
+            _served(key, Path(folder) / "model.gguf", arguments, device, threads, rows)
+        release(device)
 
 
-def _compared(
-    decoder: Any, path: Path, prompts: torch.Tensor, arguments: argparse.Namespace, threads: int
-) -> dict[str, Any]:
+def _served(
+    key: str, path: Path, arguments: argparse.Namespace, device: torch.device, threads: int, rows: list[Row]
+) -> None:
+    """Makes a model in one precision for both engines, and serves it at all batch sizes."""
+    longest = arguments.prompt + arguments.output
+    whole_model = make_model(arguments.shape, "bfloat16", "generate", longest, {}, device)
+    kind = TYPES[key]
+    sixteen = kind if key in ("bfloat16", "float16") else BFLOAT16
+    stored = write_llama(path, whole_model, linear=kind, embedding=sixteen)
+    words = whole_model.config.vocab_size
+    del whole_model
+    release(device)
+    decoder = make_model(arguments.shape, key, "ours", longest, arguments.options[key], device)
+    for batch in arguments.batches:
+        prompts = torch.randint(words, (batch, arguments.prompt), generator=torch.Generator().manual_seed(1))
+        row = {
+            "shape": arguments.shape, "precision": key, "batch": batch, "device": str(device), "threads": threads,
+            "ours_gib": bytes_in_memory(decoder) / GIB, "llama_cpp_gib": stored / GIB,
+        }  # fmt: skip
+        row |= _compared(decoder, path, prompts.to(device), arguments, threads)
+        rows.append(row)
+        _print(row)
+        if arguments.out:
+            write_table(arguments.out, rows)
+
+
+def _compared(decoder: Any, path: Path, prompts: torch.Tensor, arguments: argparse.Namespace, threads: int) -> Row:
     """Takes whole requests and their first tokens by turns."""
+    from llama_cpp_server import LlamaCpp
+
     batch, output = len(prompts), arguments.output
     ours = GreedyEngine(decoder, batch, arguments.prompt, output)
     theirs = LlamaCpp(path, batch, arguments.prompt, output, threads)
@@ -95,21 +96,19 @@ def _compared(
         "llama_cpp_first": lambda: theirs.prefill(plain),
     }
     try:
-        tokens = {
-            name: calls[name]() for name in ("ours", "llama_cpp")
-        }  # not counted: memory is touched for the first time
+        # not counted, for memory is touched for the first time
+        tokens = {name: calls[name]() for name in ("ours", "llama_cpp")}
         seconds: dict[str, list[float]] = {name: [] for name in calls}
         for _ in range(arguments.repeats):
             for name, call in calls.items():
                 started = time.perf_counter()
                 call()
-                if prompts.device.type == "cuda":
-                    torch.cuda.synchronize()
+                synchronize(prompts.device)
                 seconds[name].append(time.perf_counter() - started)
     finally:
         theirs.close()
     median = {name: statistics.median(values) for name, values in seconds.items()}
-    found: dict[str, Any] = {"same": float((tokens["ours"] == tokens["llama_cpp"]).mean())}
+    found: Row = {"same": float((tokens["ours"] == tokens["llama_cpp"]).mean())}
     for name in ("ours", "llama_cpp"):
         found[f"{name}_ttft_ms"] = 1000 * median[f"{name}_first"]
         found[f"{name}_itl_ms"] = 1000 * (median[name] - median[f"{name}_first"]) / (output - 1)
@@ -118,7 +117,7 @@ def _compared(
     return found
 
 
-def _print(row: dict[str, Any]) -> None:
+def _print(row: Row) -> None:
     parts = [
         f"{name.replace('_', '.')}: first {row[f'{name}_ttft_ms']:.1f} ms, next {row[f'{name}_itl_ms']:.2f} ms, "
         f"{row[f'{name}_tokens_per_second']:.0f} tok/s, {row[f'{name}_gib']:.2f} GiB"
@@ -132,17 +131,24 @@ def _print(row: dict[str, Any]) -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
+    llamas = [name for name, (family, _) in SHAPES.items() if family == "Llama"]
+    parser.add_argument("--shape", choices=llamas, default="168M", help="the model's shape")
     parser.add_argument(
-        "--shape", default="168M", choices=[name for name, (family, _) in SHAPES.items() if family == "Llama"]
+        "--precisions",
+        type=several(one_of(TYPES)),
+        default="bfloat16,float16,int8,int4",
+        help=f"precisions, of {', '.join(TYPES)}",
     )
-    parser.add_argument("--precisions", default="bfloat16,float16,int8,int4", help=f"of {', '.join(TYPES)}")
-    parser.add_argument("--batches", default="1,8")
-    parser.add_argument("--prompt", type=int, default=512)
-    parser.add_argument("--output", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=3, help="requests of each engine that are timed")
-    parser.add_argument("--csv", help="also write the table there")
-    return parser.parse_args()
+    add_requests(parser, batches="1,8")
+    parser.add_argument("--repeats", type=whole(), default=3, help="requests of each engine that are timed")
+    add_profile(parser, "profiles/gpu.yaml", "quantize")
+    add_out(parser)
+    arguments = parser.parse_args()
+    if importlib.util.find_spec("llama_cpp") is None:
+        parser.error("llama.cpp is missing: pip install llama-cpp-python")
+    arguments.options = profile_block(parser, arguments.profile, "quantize")
+    return arguments
 
 
 if __name__ == "__main__":

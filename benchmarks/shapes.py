@@ -1,6 +1,8 @@
-"""Model shapes of the benchmarks, and the pretraining runs at them."""
+"""Model shapes of the benchmarks, and how pretraining runs at them are trained."""
 
-from efficientllm.config.schema import Architecture, ArchitectureSettings, Shape
+import argparse
+
+from efficientllm.config.schema import Architecture, ArchitectureSettings, Shape, TrainingSettings
 from efficientllm.models.build import decoder_config
 from efficientllm.models.config import DecoderConfig
 
@@ -84,3 +86,23 @@ def config_of(shape: str, name: str, choice: Architecture, context: int = _CONTE
     settings = ArchitectureSettings(learning_rate=1e-4, **own)  # type: ignore[arg-type]
     size = sizes[choice.size].model_copy(update={"context_length": context})
     return decoder_config(choice, settings, size, vocabulary)
+
+
+def training_settings(
+    arguments: argparse.Namespace, *, batch_size: int, gradient_accumulation: int = 1, compiled: str = "auto"
+) -> TrainingSettings:
+    """Returns the settings of a training whose steps are timed: it neither ends, nor evaluates, nor keeps checkpoints.
+
+    Args:
+        arguments: The command line's, for the sequence's length, the optimizer and recomputation.
+        batch_size: Sequences of a batch.
+        gradient_accumulation: Batches of an optimizer step.
+        compiled: The parameter `compile`.
+    """
+    return TrainingSettings(
+        sequence_length=arguments.sequence, batch_size=batch_size, steps=10_000, warmup_steps=10,
+        gradient_accumulation=gradient_accumulation, final_learning_rate_fraction=0.1,
+        embedding_learning_rate_scale=1.0, weight_decay=0.1, beta1=0.9, beta2=0.95, gradient_clip=1.0, autocast="auto",
+        compile=compiled, evaluation_steps=10_000, evaluation_sequences=1, checkpoint_seconds=86400.0,
+        optimizer=arguments.optimizer, recompute_activations=arguments.recompute,
+    )  # type: ignore[arg-type]  # fmt: skip

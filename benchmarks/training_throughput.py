@@ -1,12 +1,12 @@
 """Training throughput of every architecture, beside Transformers' Llama at the same shape in the same process.
 
-    python benchmarks/training_throughput.py --shape paper --sequence 8192 --batch 1 --csv throughput.csv
+    python benchmarks/training_throughput.py --shape paper --sequence 8192 --batch 1 --out throughput.csv
 
 The baseline is Transformers' Llama under torch.compile with fused AdamW, autocast to bfloat16, and the same batch,
 gradient clipping and number of steps. Tokens are random: speed does not depend on them. A row that fails (out of
 memory, for example) says so, and the others go on.
 
-With `--profile` each row is followed by the time that a step's kernels take, by kind. `--layers` changes the depth: with two
+With `--kernels` each row is followed by the time that a step's kernels take, by kind. `--layers` changes the depth: with two
 layers and `--steps 1` everything is compiled once, into the caches that a later run in full depth reads.
 """
 
@@ -14,25 +14,35 @@ import argparse
 import dataclasses
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from csv_table import write_table
-from kernel_times import print_kernel_times
-from release import release
-from shapes import SHAPES, config_of
+from command_line import (
+    add_model_and_batch,
+    add_out,
+    add_timed_steps,
+    add_traceback,
+    new_parser,
+    require_known,
+    several,
+)
+from devices import name_of, release
+from kernel_times import kernels_of, print_kernel_times
+from shapes import SHAPES, config_of, training_settings
+from table import Row, failure, ratio, shown, write_table
 
 from efficientllm.config.load import load
-from efficientllm.config.schema import Architecture, TrainingSettings
+from efficientllm.config.schema import Architecture
 from efficientllm.device import autocast_type, select_device, synchronize
+from efficientllm.distributed.totals import peak_gib
 from efficientllm.measurement.utilization import peak_flops
-from efficientllm.models.accounting import count_parameters, flops_per_token, mean_causal_context
+from efficientllm.models.accounting import count_parameters, flops_per_token
 from efficientllm.models.build import build_decoder
 from efficientllm.models.config import DecoderConfig
 from efficientllm.training.optimizer import parameter_groups
 from efficientllm.training.trainer import Trainer, TrainingTask
 
+_BASELINE = "Transformers Llama"
 _EXTRA = {
     "nsa_original": Architecture(size="medium", block="pre_norm", mixer="nsa", position="rope", feedforward="swiglu"),
     "mha": Architecture(size="medium", block="pre_norm", mixer="mha", position="rope", feedforward="swiglu"),
@@ -44,51 +54,57 @@ def main() -> None:
     """Runs the baseline and the chosen rows, and prints one line for each."""
     arguments = _arguments()
     device = select_device()
-    choices = {**load().parameters.architectures, **_EXTRA}
+    choices = _choices()
     dense = config_of(arguments.shape, "dense_medium", choices["dense_medium"], arguments.sequence)
-    rows: list[tuple[str, DecoderConfig | None]] = [] if arguments.no_baseline else [("Transformers Llama", None)]
-    names = arguments.rows.split(",") if arguments.rows else list(load().parameters.architectures)
-    rows += [(name, config_of(arguments.shape, name, choices[name], arguments.sequence)) for name in names]
+    rows: list[tuple[str, DecoderConfig | None]] = [] if arguments.no_baseline else [(_BASELINE, None)]
+    rows += [(name, config_of(arguments.shape, name, choices[name], arguments.sequence)) for name in arguments.rows]
     if arguments.layers:
         dense = dataclasses.replace(dense, layers=arguments.layers)
         rows = [(name, config and dataclasses.replace(config, layers=arguments.layers)) for name, config in rows]
-    results: list[dict[str, Any]] = []
+    results: list[Row] = []
     for name, config in rows:
         release(device)
-        row: dict[str, Any] = {"row": name, "sequence": arguments.sequence, "batch": arguments.batch}
+        row: Row = {"row": name, "sequence": arguments.sequence, "batch": arguments.batch}
         try:
             step, kernels = _baseline(dense, arguments, device) if config is None else _ours(config, arguments, device)
             row |= _timed(step, config or dense, arguments, device)
             row["kernels"] = kernels
         except Exception as error:  # a row that fails is a result too
-            row["failure"] = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
+            row["failure"] = failure(error)
             if arguments.traceback:
                 raise
         results.append(row)
         _print(row, results)
-        if arguments.profile and "failure" not in row:
+        if arguments.kernels and "failure" not in row:
             print_kernel_times(lambda step=step: step(0), device)  # type: ignore[misc]
         step = None  # type: ignore[assignment]
-        if arguments.csv:
-            write_table(Path(arguments.csv), results)
+        if arguments.out:
+            write_table(arguments.out, results)
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=list(SHAPES), default="medium")
-    parser.add_argument("--rows", help="comma-separated pretraining runs; default: all of params.yaml")
-    parser.add_argument("--sequence", type=int, default=2048)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=15)
-    parser.add_argument("--warmup", type=int, default=4)
-    parser.add_argument("--checkpoint", action="store_true", help="recompute the blocks' activations")
-    parser.add_argument("--optimizer", choices=["adamw", "adamw_8bit"], default="adamw", help="of our rows")
-    parser.add_argument("--layers", type=int, help="instead of the shape's")
-    parser.add_argument("--no-baseline", action="store_true")
-    parser.add_argument("--profile", action="store_true", help="also print what a step's kernels take, by kind")
-    parser.add_argument("--traceback", action="store_true", help="stop at the first failure")
-    parser.add_argument("--csv", help="also write the table there")
-    return parser.parse_args()
+    parser = new_parser(__doc__)
+    add_model_and_batch(parser, SHAPES, shape="medium", sequence=2048, batch=8)
+    parser.add_argument(
+        "--rows",
+        type=several(str),
+        help=f"pretraining runs of params.yaml, {', '.join(_EXTRA)}; default: all of params.yaml",
+    )
+    parser.add_argument("--no-baseline", action="store_true", help="leave out the row of Transformers' Llama")
+    add_timed_steps(parser, warmup=4, steps=15)
+    parser.add_argument(
+        "--kernels", action="store_true", help="also print what a step's kernels take, by kind, on a GPU"
+    )
+    add_traceback(parser)
+    add_out(parser)
+    arguments = parser.parse_args()
+    arguments.rows = arguments.rows or list(load().parameters.architectures)
+    require_known(parser, "--rows", arguments.rows, _choices())
+    return arguments
+
+
+def _choices() -> dict[str, Architecture]:
+    return {**load().parameters.architectures, **_EXTRA}
 
 
 def _tokens(config: DecoderConfig, arguments: argparse.Namespace, device: torch.device) -> torch.Tensor:
@@ -102,22 +118,14 @@ def _ours(
 ) -> tuple[Callable[[int], Any], str]:
     torch.manual_seed(0)
     decoder = build_decoder(config, device=device).train()
-    settings = TrainingSettings(
-        sequence_length=arguments.sequence, batch_size=arguments.batch, gradient_accumulation=1, steps=1000,
-        warmup_steps=10, final_learning_rate_fraction=0.1, embedding_learning_rate_scale=1.0, weight_decay=0.1,
-        beta1=0.9, beta2=0.95, gradient_clip=1.0, autocast="auto", compile="auto", evaluation_steps=1000,
-        evaluation_sequences=1, checkpoint_seconds=86400.0, optimizer=arguments.optimizer,
-        recompute_activations=arguments.checkpoint,
-    )  # fmt: skip
+    settings = training_settings(arguments, batch_size=arguments.batch)
     tokens = _tokens(config, arguments, device)
     task = TrainingTask(
         decoder, decoder, lambda index: (tokens[:, :-1], tokens[:, 1:]), lambda: 0.0,
         lambda: parameter_groups(decoder, settings), learning_rate=1e-4,
     )  # fmt: skip
     trainer = Trainer(task, settings, device)
-    return trainer.step, "; ".join(
-        f"{part}: {kernel}" for part, kernel in trainer.kernels().items() if kernel != "plain PyTorch"
-    )
+    return trainer.step, kernels_of(trainer)
 
 
 def _baseline(
@@ -137,7 +145,7 @@ def _baseline(
             )
         )  # fmt: skip
     model.train()
-    if arguments.checkpoint:
+    if arguments.recompute:
         model.gradient_checkpointing_enable()
     compiled = torch.compile(model) if device.type == "cuda" else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
@@ -158,7 +166,7 @@ def _baseline(
 
 def _timed(
     step: Callable[[int], Any], config: DecoderConfig, arguments: argparse.Namespace, device: torch.device
-) -> dict[str, Any]:
+) -> Row:
     started = time.perf_counter()
     for index in range(arguments.warmup):
         step(index)
@@ -172,8 +180,8 @@ def _timed(
         times.append(time.perf_counter() - before)
     seconds = sorted(times)[len(times) // 2]
     tokens = arguments.batch * arguments.sequence
-    operations = flops_per_token(config, mean_causal_context(arguments.sequence), training=True)
-    name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    operations = flops_per_token(config, range(1, arguments.sequence + 1), training=True)
+    name = name_of(device)
     dtype = autocast_type("auto", device) or torch.float32
     peak = peak_flops(name, str(dtype).removeprefix("torch."))
     counts = count_parameters(config)
@@ -184,27 +192,24 @@ def _timed(
         "spread": (max(times) - min(times)) / seconds,
         "tokens_per_second": tokens / seconds,
         "mfu": None if peak is None else 100 * operations * tokens / seconds / peak,
-        "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None,
+        "peak_gib": peak_gib(device),
         "warmup_s": warmup,
         "device": name,
     }
 
 
-def _print(row: dict[str, Any], results: list[dict[str, Any]]) -> None:
+def _print(row: Row, results: list[Row]) -> None:
     if "failure" in row:
         print(f"{row['row']:20s} failed: {row['failure']}", flush=True)
         return
-
-    def ratio(name: str) -> str:
-        found = next((other for other in results if other["row"] == name and "step_ms" in other), None)
-        return "    -" if found is None else f"{row['tokens_per_second'] / found['tokens_per_second']:5.2f}"
-
-    percent = "   -" if row["mfu"] is None else f"{row['mfu']:4.1f}"
-    memory = "   -" if row["peak_gib"] is None else f"{row['peak_gib']:5.1f}"
+    times = {
+        name: shown(ratio(row, results, "tokens_per_second", row=name), ".2f") for name in (_BASELINE, "dense_medium")
+    }
     print(
         f"{row['row']:20s} {row['active'] / 1e6:7.1f}M {row['step_ms']:8.1f} ms (spread {row['spread']:4.0%}) "
-        f"{row['tokens_per_second']:9.0f} tok/s  MFU {percent} %  {memory} GiB  x baseline {ratio('Transformers Llama')}"
-        f"  x dense_medium {ratio('dense_medium')}  warm-up {row['warmup_s']:.0f} s  [{row['kernels']}]",
+        f"{row['tokens_per_second']:9.0f} tok/s  MFU {shown(row['mfu'], '.1f'):>4s} %  {shown(row['peak_gib'], '.1f'):>5s} "
+        f"GiB  x baseline {times[_BASELINE]:>5s}  x dense_medium {times['dense_medium']:>5s}  warm-up "
+        f"{row['warmup_s']:.0f} s  [{row['kernels']}]",
         flush=True,
     )
 

@@ -1,6 +1,6 @@
 """Throughput, memory and energy of every tuning method, beside Transformers' Trainer with PEFT's LoRA in the same process.
 
-    python benchmarks/tuning_throughput.py --shapes Llama-3.2-1B,Qwen2.5-7B --batch 1 --csv tuning.csv
+    python benchmarks/tuning_throughput.py --shapes Llama-3.2-1B,Qwen2.5-7B --batch 1 --out tuning.csv
 
 Our rows are trained as the pipeline's measure stage trains them: the method's own `prepare` on the base's type, one
 `Trainer.step` per call, compiled blocks and autocast on a GPU. The baseline is Transformers' own model of the same shape in
@@ -10,7 +10,7 @@ same length, all of whose tokens bear loss; weights and tokens are random, for s
 
 Time and energy are taken over one window of steady steps of at least --seconds, after --warmup steps; energy is NVML's
 counter, and empty without one. A row that fails (out of memory, for example) prints its reason, and the others go on. With
---csv the table is written after each row, so that a run that is cut short keeps what it has.
+--out the table is written after each row, so that a run that is cut short keeps what it has.
 """
 
 import argparse
@@ -20,16 +20,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from csv_table import write_table
-from release import release
+from command_line import (
+    add_out,
+    add_profile,
+    add_recompute,
+    add_traceback,
+    new_parser,
+    not_negative,
+    one_of,
+    profile_block,
+    several,
+    whole,
+)
+from devices import meters_of, name_of, release
+from kernel_times import kernels_of
 from serving_engines import SHAPES
+from steady_window import SteadyWindow
+from table import Row, failure, ratio, shown, write_table
 
-from efficientllm.config.load import load, read_yaml
+from efficientllm.config.load import load
 from efficientllm.config.schema import TuneSettings, TuningTrainingSettings
 from efficientllm.device import select_device, synchronize
-from efficientllm.errors import MeasurementError
+from efficientllm.distributed.totals import peak_gib
 from efficientllm.measurement.memory import GIB
-from efficientllm.measurement.nvml import NvmlDevice
 from efficientllm.models.imports import imported_config
 from efficientllm.models.weights import save_random
 from efficientllm.registry import method_keys
@@ -38,95 +51,37 @@ from efficientllm.training.trainer import Trainer, TrainingTask
 from efficientllm.tuning.method import tuning_method
 from efficientllm.tuning.peft_method import low_rank_config
 
-BASELINE = "Transformers"
-_STEPS_BETWEEN_WAITS = 3  # so that the device is never idle, and the host does not run ahead of the clock
-
-
-class SteadyWindow:
-    """Lets warm-up steps pass, then takes time, energy and memory until the window is long enough.
-
-    Args:
-        warmup: Steps before the window.
-        seconds: Its shortest length.
-        device: Where the steps run.
-        nvml: The GPU's meters, where there is one.
-    """
-
-    def __init__(self, warmup: int, seconds: float, device: torch.device, nvml: NvmlDevice | None) -> None:
-        self._warmup, self._least, self._device, self._nvml = warmup, seconds, device, nvml
-        self._created = time.perf_counter()
-        self._steps = -warmup
-        self._started = 0.0
-        self._counter: float | None = None
-        self.values: dict[str, float | None] = {}
-
-    def is_full(self) -> bool:
-        """To be asked after every step; True once the figures are in `values`."""
-        self._steps += 1
-        if self._steps == 0:
-            synchronize(self._device)
-            if self._device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(self._device)
-            self._counter = self._joules()
-            self._started = time.perf_counter()
-        if self._steps <= 0 or self._steps % _STEPS_BETWEEN_WAITS:
-            return False
-        synchronize(self._device)
-        seconds = time.perf_counter() - self._started
-        if seconds < self._least:
-            return False
-        after, before = self._joules(), self._counter
-        joules = None if before is None or after is None or after <= before else after - before
-        self.values = {
-            "steps": self._steps,
-            "step_s": seconds / self._steps,
-            "watts": joules and joules / seconds,
-            "joules_per_step": joules and joules / self._steps,
-            "peak_gib": torch.cuda.max_memory_allocated(self._device) / GIB if self._device.type == "cuda" else None,
-            "warmup_s": self._started - self._created,
-        }
-        return True
-
-    def _joules(self) -> float | None:
-        return None if self._nvml is None else self._nvml.joules()
+_BASELINE = "Transformers"
 
 
 def main() -> None:
     """Runs the baseline and the chosen methods at the chosen shapes, and prints a line for each."""
     arguments = _arguments()
     device = select_device()
-    nvml = None
-    if device.type == "cuda":
-        try:
-            nvml = NvmlDevice.of(device)
-        except MeasurementError as error:
-            print(f"no energy: {error}")
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    nvml, name = meters_of(device), name_of(device)
     print(f"{name}: batch {arguments.batch}, sequence {arguments.sequence}, base in {arguments.tune.base_type}")
-    results: list[dict[str, Any]] = []
+    results: list[Row] = []
     for shape in arguments.shapes:
         for method in arguments.methods:
-            row: dict[str, Any] = {"device": name, "shape": shape, "row": method}
+            row: Row = {"device": name, "shape": shape, "row": method}
             row |= {"batch": arguments.batch, "sequence": arguments.sequence, "recompute": arguments.recompute}
             row["held_gib"] = torch.cuda.memory_allocated(device) / GIB if device.type == "cuda" else None
             window = SteadyWindow(arguments.warmup, arguments.seconds, device, nvml)
             try:
-                if method == BASELINE:
+                if method == _BASELINE:
                     row |= _baseline(shape, arguments, device, window)
                 else:
                     row |= _ours(shape, method, arguments, device, window)
                 row |= _figures(window, arguments)
             except Exception as error:  # a row that fails is a result too
-                row["failure"] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
-                if device.type == "cuda":
-                    row["peak_gib"] = torch.cuda.max_memory_allocated(device) / GIB
+                row |= {"failure": failure(error), "peak_gib": peak_gib(device)}
                 if arguments.traceback:
                     raise
             release(device)
             results.append(row)
             _print(row, results)
-            if arguments.csv:
-                write_table(Path(arguments.csv), results)
+            if arguments.out:
+                write_table(arguments.out, results)
 
 
 def _ours(
@@ -161,7 +116,7 @@ def _ours(
         **_trained(model.module, trainer.optimizer),
         "loss": _finite(float(result.loss)),
         "prepare_s": prepared,
-        "kernels": "; ".join(f"{part}: {name}" for part, name in trainer.kernels().items() if name != "plain PyTorch"),
+        "kernels": kernels_of(trainer),
     }
 
 
@@ -270,22 +225,14 @@ def _figures(window: SteadyWindow, arguments: argparse.Namespace) -> dict[str, f
     }
 
 
-def _print(row: dict[str, Any], results: list[dict[str, Any]]) -> None:
-    def ratio(name: str, key: str) -> float | None:
-        """This row's figure over another's at the same shape."""
-        found = next((other for other in results if (other["shape"], other["row"]) == (row["shape"], name)), {})
-        return None if row.get(key) is None or found.get(key) is None else row[key] / found[key]
-
-    def shown(value: float | None, form: str) -> str:
-        return "-" if value is None else format(value, form)
-
+def _print(row: Row, results: list[Row]) -> None:
     head = f"{row['shape']:13s} {row['row']:12s}"
     if "failure" in row:
         print(f"{head} failed at {shown(row.get('peak_gib'), '.1f')} GiB: {row['failure']}", flush=True)
         return
     for key in ("samples_per_second", "joules_per_sample", "peak_gib"):
-        row[f"{key}_over_baseline"] = ratio(BASELINE, key)
-    row["step_s_over_lora"] = ratio("lora", "step_s")
+        row[f"{key}_over_baseline"] = ratio(row, results, key, shape=row["shape"], row=_BASELINE)
+    row["step_s_over_lora"] = ratio(row, results, "step_s", shape=row["shape"], row="lora")
     print(
         f"{head} {row['step_s']:8.4f} s/step {row['samples_per_second']:8.2f} samples/s "
         f"{row['tokens_per_second']:9.0f} tok/s  peak {shown(row['peak_gib'], '5.1f')} GiB "
@@ -299,34 +246,32 @@ def _print(row: dict[str, Any], results: list[dict[str, Any]]) -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", "--shape", default="Llama-3.2-1B,Qwen2.5-7B", help=f"of {', '.join(SHAPES)}")
-    parser.add_argument("--methods", help=f"of {', '.join(method_keys())}; default: those of params.yaml")
-    parser.add_argument("--batch", type=int, default=1, help="sequences of a step, the same for every row")
-    parser.add_argument("--sequence", type=int, default=2048, help="tokens of a sequence")
-    parser.add_argument("--seconds", type=float, default=5.0, help="shortest window of time and energy")
-    parser.add_argument("--warmup", type=int, default=4, help="steps before the window; the first one compiles")
+    parser = new_parser(__doc__)
     parser.add_argument(
-        "--recompute", action="store_true", help="recompute activations in the backward pass, in every row"
+        "--shapes",
+        type=several(one_of(SHAPES)),
+        default="Llama-3.2-1B,Qwen2.5-7B",
+        help=f"models' shapes, of {', '.join(SHAPES)}",
     )
-    parser.add_argument("--no-baseline", action="store_true")
     parser.add_argument(
-        "--profile", default="profiles/paper.yaml", help="whose block `tune` holds the methods' parameters"
+        "--methods",
+        type=several(one_of(method_keys())),
+        help=f"methods, of {', '.join(method_keys())}; default: those of params.yaml",
     )
-    parser.add_argument("--traceback", action="store_true", help="stop at the first failure")
-    parser.add_argument("--csv", help="also write the table there")
+    parser.add_argument("--no-baseline", action="store_true", help="leave out the row of Transformers' Trainer")
+    parser.add_argument("--batch", type=whole(), default=1, help="sequences of a step, the same for every row")
+    parser.add_argument("--sequence", type=whole(), default=2048, help="tokens of a sequence")
+    parser.add_argument("--seconds", type=not_negative, default=5.0, help="shortest window of time and energy")
+    parser.add_argument("--warmup", type=whole(), default=4, help="untimed steps before the window; the first compiles")
+    add_recompute(parser)
+    add_profile(parser, "profiles/paper.yaml", "tune")
+    add_traceback(parser)
+    add_out(parser)
     arguments = parser.parse_args()
-    methods = arguments.methods.split(",") if arguments.methods else list(load().parameters.methods)
-    for name, chosen, known in (
-        ("shapes", arguments.shapes.split(","), list(SHAPES)),
-        ("methods", methods, method_keys()),
-    ):
-        setattr(arguments, name, chosen)
-        if unknown := [value for value in chosen if value not in known]:
-            parser.error(f"--{name}: {unknown[0]!r} is none of {', '.join(known)}")
+    arguments.methods = arguments.methods or list(load().parameters.methods)
     if not arguments.no_baseline:
-        arguments.methods = [BASELINE, *arguments.methods]
-    arguments.tune = TuneSettings.model_validate(read_yaml(Path(arguments.profile))["tune"])
+        arguments.methods = [_BASELINE, *arguments.methods]
+    arguments.tune = TuneSettings.model_validate(profile_block(parser, arguments.profile, "tune"))
     arguments.training = TuningTrainingSettings.model_validate(
         arguments.tune.training.model_dump()
         | {

@@ -1,5 +1,6 @@
 """The benchmarks run: at tiny sizes on the CPU, where their figures mean nothing."""
 
+import argparse
 import csv
 import runpy
 import sys
@@ -7,8 +8,10 @@ from pathlib import Path
 
 import pytest
 from kernel_times import kind_of
+from table import ratio, read_table, write_table
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+SCRIPTS = sorted(path.name for path in BENCHMARKS.glob("*.py") if "__main__" in path.read_text(encoding="utf-8"))
 
 
 def run(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: str) -> None:
@@ -22,14 +25,83 @@ def table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_explains_every_option(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    options: list[argparse.Action] = []
+    add = argparse.ArgumentParser.add_argument
+
+    def noted(parser: argparse.ArgumentParser, *names: str, **given: object) -> argparse.Action:
+        options.append(add(parser, *names, **given))  # type: ignore[arg-type]
+        return options[-1]
+
+    monkeypatch.setattr(argparse.ArgumentParser, "add_argument", noted)
+    with pytest.raises(SystemExit) as ended:
+        run(monkeypatch, name, "--help")
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
+    assert options
+    for option in options:
+        assert option.help, option.option_strings
+        assert option.option_strings[-1] in printed
+        with_value = option.nargs != 0 and option.dest not in ("out", "help")
+        assert not with_value or option.default is not None or "default: " in option.help, option.option_strings
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("decoding_attention.py", ("--heads", "4:2"), "--heads: '4:2' is not of the form query heads:key heads:width"),
+        ("interval_coverage.py", ("--repeats", "3,1"), "--repeats: '1' is no whole number of at least 2"),
+        ("measuring_overhead.py", ("--seconds", "0"), "--seconds: '0' is no number above 0"),
+        ("tuning_throughput.py", ("--seconds", "-1"), "--seconds: '-1' is no number of at least 0"),
+        ("repeatability.py", ("--cells", "tune"), "--cells: 'tune' is not of the form axis:cell"),
+        ("scaling.py", ("--processes", "2,3"), "--processes: 2 does not divide 3"),
+        ("scaling.py", ("--strategies", "dpp"), "--strategies: unknown name 'dpp'; did you mean 'ddp'?"),
+        ("scaling.py", ("--rows", "dense_tiny"), "--rows: unknown name 'dense_tiny'; did you mean"),
+        ("serving.py", ("--profile", "absent.yaml"), "--profile: absent.yaml does not exist"),
+        ("serving.py", ("--profile", "params.yaml"), "--profile: params.yaml has no block `quantize`"),
+        ("training_throughput.py", ("--rows", "nsa_orginal"), "--rows: unknown name 'nsa_orginal'; did you mean"),
+        ("learning_rates.py", ("--size", "small", "--rows", "lorra"), "--rows: unknown name 'lorra'; did you mean"),
+    ],
+)
+def test_unfit_options_end_with_a_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    arguments: tuple[str, ...],
+    message: str,
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(monkeypatch, name, *arguments)
+    assert ended.value.code == 2
+    assert f"error: argument {message}" in capsys.readouterr().err
+
+
+def test_table_reads_back_and_rows_are_compared(tmp_path: Path) -> None:
+    rows = [
+        {"row": "a", "length": 8, "speed": 2.0},
+        {"row": "a", "length": 16, "speed": 5.0},
+        {"row": "b", "length": 16, "speed": 1.5, "device": "CPU"},
+        {"row": "c", "length": 16, "speed": 3.0, "failure": "OutOfMemoryError: "},
+    ]
+    write_table(tmp_path / "t.csv", rows)
+    assert read_table(tmp_path / "t.csv") == rows
+    assert ratio(rows[2], rows, "speed", row="a", length=16) == 0.3
+    assert ratio(rows[2], rows, "speed", row="c") is None, "what a row that failed has says nothing"
+    assert ratio(rows[2], rows, "joules", row="a") is None
+    assert read_table(tmp_path / "absent.csv") == []
+
+
 def test_training_throughput(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = ["dense_medium", "mla", "nsa", "learned", "moe_small", "mamba", "pythia", "rwkv", "relative"]
     size = ("--shape", "tiny", "--sequence", "32", "--batch", "1", "--steps", "1", "--warmup", "1")
     run(
-        monkeypatch, "training_throughput.py", *size, "--rows", ",".join(rows), "--checkpoint", "--profile",
-        "--csv", str(tmp_path / "rows.csv"),
+        monkeypatch, "training_throughput.py", *size, "--rows", ",".join(rows), "--recompute", "--kernels",
+        "--out", str(tmp_path / "rows.csv"),
     )  # fmt: skip
     found = table(tmp_path / "rows.csv")
     assert [row["row"] for row in found] == ["Transformers Llama", *rows]
@@ -51,6 +123,9 @@ def test_serving(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         (precision, engine) for precision in ("bfloat16", "int4") for engine in ("ours", "static", "generate")
     ]
     assert all(float(row["tokens_per_second"]) > 0 for row in found)
+    longer = ("--prompt", "12", "--precisions", "bfloat16", "--engines", "ours")
+    run(monkeypatch, *command, *longer)
+    assert float(table(tmp_path / "s.csv")[-1]["x_ours"]) == 1.0, "rows are compared at one length"
     (tmp_path / "s.csv").write_text((tmp_path / "s.csv").read_text().replace(",CPU", ",another"))
     with pytest.raises(SystemExit, match="rows of another, and this is CPU"):
         run(monkeypatch, *command, "--precisions", "int4")
@@ -58,7 +133,7 @@ def test_serving(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_tuning_throughput(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     size = ("--shape", "tiny", "--batch", "1", "--sequence", "16", "--seconds", "0", "--warmup", "1")
-    run(monkeypatch, "tuning_throughput.py", *size, "--traceback", "--csv", str(tmp_path / "t.csv"))
+    run(monkeypatch, "tuning_throughput.py", *size, "--traceback", "--out", str(tmp_path / "t.csv"))
     found = table(tmp_path / "t.csv")
     assert len(found) == 8, "the baseline and seven methods"
     assert all(float(row["samples_per_second"]) > 0 for row in found)
@@ -89,7 +164,7 @@ def test_decoding_attention(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 def test_serving_beside_llama_cpp(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp", reason="needs llama-cpp-python, which is no dependency")
     size = ("--shape", "tiny", "--batches", "2", "--prompt", "12", "--output", "6", "--repeats", "1")
-    run(monkeypatch, "serving_llama_cpp.py", *size, "--precisions", "float16,int4", "--csv", str(tmp_path / "l.csv"))
+    run(monkeypatch, "serving_llama_cpp.py", *size, "--precisions", "float16,int4", "--out", str(tmp_path / "l.csv"))
     half, packed = table(tmp_path / "l.csv")
     assert float(half["same"]) == 1.0, "the same weights, read by other code"
     assert float(packed["x_llama_cpp"]) > 0
@@ -100,7 +175,7 @@ def test_scaling(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     size = ("--shape", "tiny", "--sequence", "16", "--losses", "2", "--warmup", "1", "--steps", "2")
     run(
         monkeypatch, "scaling.py", *size, "--compile", "none", "--rows", "moe_medium", "--strategies", "fsdp",
-        "--processes", "2", "--csv", str(tmp_path / "s.csv"),
+        "--processes", "2", "--out", str(tmp_path / "s.csv"),
     )  # fmt: skip
     alone, sharded = table(tmp_path / "s.csv")
     assert (alone["strategy"], sharded["strategy"]) == ("none", "fsdp")
@@ -123,6 +198,19 @@ def test_scaling(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 )
 def test_kernels_by_kind(name: str, kind: str) -> None:
     assert kind_of(name) == kind
+
+
+def test_measuring_overhead(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    size = ("--sequence", "16", "--batch", "1", "--seconds", "0.1", "--pairs", "2")
+    run(monkeypatch, "measuring_overhead.py", *size, "--out", str(tmp_path / "o.csv"))
+    found = table(tmp_path / "o.csv")
+    assert [row["meters"] for row in found] == ["time and energy"] * 2 + ["memory"] * 2
+    assert all(float(row["ratio"]) > 0 for row in found)
+
+
+def test_interval_coverage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    run(monkeypatch, "interval_coverage.py", "--draws", "10", "--repeats", "3")
+    assert len(capsys.readouterr().out.splitlines()) == 6, "a head and four kinds of noise"
 
 
 @pytest.mark.slow
