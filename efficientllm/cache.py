@@ -55,7 +55,7 @@ def remove_damaged(cache: Path) -> tuple[int, list[Path]]:
     """
     files = sorted(path for path in cache.glob("[0-9a-f][0-9a-f]/*") if path.is_file())
     try:
-        damaged = [path for path in files if _md5(path) != path.parent.name + path.name.removesuffix(".dir")]
+        damaged = [path for path in files if file_md5(path) != path.parent.name + path.name.removesuffix(".dir")]
         for path in damaged:
             path.unlink()
     except OSError as error:
@@ -63,6 +63,12 @@ def remove_damaged(cache: Path) -> tuple[int, list[Path]]:
     return len(files), damaged
 
 
-def _md5(path: Path) -> str:
+def md5(content: bytes) -> str:
+    """Returns the hash by which DVC knows a content."""
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+def file_md5(path: Path) -> str:
+    """Returns the hash by which DVC knows a file."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

@@ -113,8 +113,9 @@ def _take(paths: list[Path], purpose: str, *, alone: bool) -> tuple[Path, int]:
             if (handle := _locked(path, fcntl.LOCK_SH)) is not None:
                 return path, _signed(handle, purpose)
         if not said:
-            others = ", ".join(_holders(paths[0])) or "another process"
-            print(f"{purpose} waits for {paths[0].name}, where {others} computes", flush=True)
+            holders = _holders(paths[0]) or ["another process"]
+            using = f"{', '.join(holders)} {'is' if len(holders) == 1 else 'are'} using"
+            print(f"{purpose} is waiting for {paths[0].name}, which {using}", flush=True)
             said = True
         time.sleep(_POLL_S)
 

@@ -72,18 +72,19 @@ def first_line(error: BaseException) -> str:
     return next((line.strip() for line in said.splitlines() if line.strip()), type(error).__name__)
 
 
-def unknown_name(kind: str, found: str, known: Iterable[str]) -> ParameterError:
+def unknown_name(kind: str, found: str, known: Iterable[str], place: str = "") -> ParameterError:
     """Builds the error for a name outside its list.
 
     Args:
         kind: What the name stands for, for example "tuning method".
         found: The name as given.
         known: All names that would be accepted.
+        place: Where it stands, as it follows the name, for example " in params.yaml".
 
     Returns:
         An error such as "unknown tuning method 'dorra'; did you mean 'dora'? known: dora, lora".
     """
     names = sorted(known)
     return ParameterError(
-        f"unknown {kind} {shown(found)}; {did_you_mean(found, names)}known: {', '.join(names) or 'none'}"
+        f"unknown {kind} {shown(found)}{place}; {did_you_mean(found, names)}known: {', '.join(names) or 'none'}"
     )

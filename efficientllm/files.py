@@ -17,9 +17,9 @@ from efficientllm.errors import ArtifactError
 
 CHECKSUMS_FILE = "checksums.json"
 _CHECKSUM = "sha256"
-_MISSING = "run `dvc repro`, or `dvc checkout` where it is in the cache"
-_AGAIN = "delete it and run `dvc repro` again"
-_DAMAGED = "run `efficientllm verify`, then `dvc repro`"
+MISSING_REMEDY = "run `dvc repro`, or `dvc checkout` where it is in the cache"
+UNREADABLE_REMEDY = "delete it and run `dvc repro` again"
+CHANGED_REMEDY = "run `efficientllm verify`, then `dvc repro`"
 """DVC replaces a file that changed in the workspace, and believes one that changed in its cache."""
 _PARTIAL = ".partial"
 """How the name of what is being written ends; git and DVC ignore such names."""
@@ -115,11 +115,11 @@ def read_json(path: Path, remedy: str | None = None) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ArtifactError(f"{path} is missing: {remedy or _MISSING}") from error
+        raise ArtifactError(f"{path} is missing: {remedy or MISSING_REMEDY}") from error
     except RecursionError as error:
-        raise ArtifactError(f"{path} is nested too deeply: {remedy or _AGAIN}") from error
+        raise ArtifactError(f"{path} is nested too deeply: {remedy or UNREADABLE_REMEDY}") from error
     except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path} cannot be read ({error}): {remedy or _AGAIN}") from error
+        raise ArtifactError(f"{path} cannot be read ({error}): {remedy or UNREADABLE_REMEDY}") from error
 
 
 def write_checked_json(path: Path, content: dict[str, Any]) -> None:
@@ -136,7 +136,7 @@ def read_checked_json(path: Path) -> Any:
     content = read_json(path)
     expected = content.pop(_CHECKSUM, None) if isinstance(content, dict) else None
     if expected is not None and content_hash(content) != expected:
-        raise ArtifactError(f"{path} is damaged: {_DAMAGED}")
+        raise ArtifactError(f"{path} is damaged: {CHANGED_REMEDY}")
     return content
 
 
@@ -196,13 +196,13 @@ def check_directory(path: Path, remedy: str | None = None) -> None:
         return
     sums = read_json(checksums, remedy)
     if not isinstance(sums, dict):
-        raise ArtifactError(f"{checksums} is damaged: {remedy or _DAMAGED}")
+        raise ArtifactError(f"{checksums} is damaged: {remedy or CHANGED_REMEDY}")
     for name, expected in sums.items():
         file = path / name
         if not file.is_file():
-            raise ArtifactError(f"{file} is missing: {remedy or _MISSING}")
+            raise ArtifactError(f"{file} is missing: {remedy or MISSING_REMEDY}")
         if file_hash(file) != expected:
-            raise ArtifactError(f"{file} is damaged: {remedy or _DAMAGED}")
+            raise ArtifactError(f"{file} is damaged: {remedy or CHANGED_REMEDY}")
 
 
 def _remove_leftovers(path: Path) -> None:

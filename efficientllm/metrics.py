@@ -22,7 +22,8 @@ class Metric:
         ranked_on: Axes on which the ranking table ranks it.
         shown_on: Further axes on which it is measured and shown, but not ranked.
         derived_on: Axes on which it follows from several cells, so that no single record holds it; shown, not ranked.
-        is_share: Whether it is a share of a whole, which no interval leaves.
+        is_share: Whether it is a share of a whole in percent: no interval reaches below 0 or above 100.
+        is_difference: Whether it is the difference of two values, so that its percent are percentage points.
     """
 
     key: str
@@ -35,6 +36,12 @@ class Metric:
     shown_on: tuple[str, ...] = ()
     derived_on: tuple[str, ...] = ()
     is_share: bool = False
+    is_difference: bool = False
+
+    @property
+    def shown_unit(self) -> str:
+        """Unit as people read it; records and CSV files keep `unit`."""
+        return "pp" if self.is_difference and self.unit == "%" else self.unit
 
     @property
     def measured_on(self) -> tuple[str, ...]:
@@ -64,24 +71,24 @@ METRICS: tuple[Metric, ...] = (
         "task_accuracy", "Acc", "Task accuracy", "%", "higher",
         "Share of test examples whose reference answer is the likeliest of the candidate answers, by mean "
         "log-likelihood per token.",
-        ranked_on=("quantize",), shown_on=("tune",),
+        ranked_on=("quantize",), shown_on=("tune",), is_share=True,
     ),
     Metric(
         "exact_match", "EM", "Exact match", "%", "higher",
         "Share of test examples whose reference answer greedy decoding gives, word for word and to its end.",
-        shown_on=("tune", "quantize"),
+        shown_on=("tune", "quantize"), is_share=True,
     ),
     Metric(
         "perplexity_change", "dPPL", "Change of held-out perplexity", "", "lower",
         "Perplexity less that of the untuned base (tuning: what was forgotten) or of the same model in bfloat16 "
         "(quantization), on the same windows.",
-        shown_on=("tune", "quantize"),
+        shown_on=("tune", "quantize"), is_difference=True,
     ),
     Metric(
         "task_accuracy_change", "dAcc", "Change of task accuracy", "%", "higher",
         "Task accuracy less that of the untuned base (tuning) or of the same model in bfloat16 (quantization), on the same "
         "examples, in percentage points.",
-        shown_on=("tune", "quantize"),
+        shown_on=("tune", "quantize"), is_difference=True,
     ),
     Metric(
         "accelerator_memory_utilization", "AMU", "Accelerator memory utilization", "GiB", "lower",

@@ -111,7 +111,7 @@ def _wait(connection: socket.socket) -> int:
             answer += received
         code = int.from_bytes(answer, "big", signed=True)
         if code - 128 in (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT):
-            print(f"error: {_how_it_died(code - 128)}: run the same command again to go on", file=sys.stderr)
+            print(f"error: {_how_it_died(code - 128)}: run the same command again to continue", file=sys.stderr)
         return code
     finally:
         for number, handler in previous.items():
@@ -120,8 +120,8 @@ def _wait(connection: socket.socket) -> int:
 
 def _how_it_died(number: int) -> str:
     name = signal.Signals(number).name
-    why = ", as the system does where memory runs out" if number == signal.SIGKILL else ""
-    return f"the cell's process was ended by {name}{why}"
+    why = ", which the system sends when memory runs out" if number == signal.SIGKILL else ""
+    return f"the cell's process was killed by {name}{why}"
 
 
 def _folder() -> Path:

@@ -270,9 +270,8 @@ def _become(request: dict[str, object], descriptors: list[int]) -> None:
     for name in [name for name in sys.modules if name.split(".")[0] in ("efficientllm", "stages")]:
         del sys.modules[name]
     importlib.invalidate_caches()
-    importlib.import_module(
-        "efficientllm.termination"
-    ).end_with_parent()  # the server, whose end nobody could tell the stage
+    # the parent is the server, whose end nobody could tell the stage
+    importlib.import_module("efficientllm.termination").end_with_parent()
     _start_compiling_processes()
     code = 1
     try:

@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from efficientllm import metrics as metric_registry
+from efficientllm.config.faults import first_fault
 from efficientllm.errors import ArtifactError
 from efficientllm.files import read_checked_json, write_checked_json
 
@@ -164,7 +165,4 @@ def _read(path: Path, kind: type[_Kind]) -> _Kind:
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "record"
-        message = first["msg"].removeprefix("Value error, ")
-        raise ArtifactError(f"{path}: {where}: {message}; measure the cell again with `dvc repro -f`") from error
+        raise ArtifactError(f"{path}: {first_fault(error)}; measure the cell again with `dvc repro -f`") from error

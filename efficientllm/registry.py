@@ -94,7 +94,7 @@ ARCHITECTURE_ROWS: tuple[Row, ...] = (
     ),
     _pretrain(
         _ATTENTION, "mla", "MLA", "mla", "MLA",
-        "multi-head latent attention: keys and values of all heads are computed from one small vector a token, and only that is cached",
+        "multi-head latent attention: keys and values of all heads are computed from one small vector per token, and only that is cached",
         "Liu et al. 2024, arXiv 2405.04434",
     ),
     _pretrain(
@@ -125,7 +125,7 @@ ARCHITECTURE_ROWS: tuple[Row, ...] = (
     ),
     _pretrain(
         _POSITION, "none", "None", "no_position", None,
-        "no encoding: only the causal mask tells the order", "Kazemnejad et al. 2023, arXiv 2305.19466",
+        "no encoding: only the causal mask conveys the order", "Kazemnejad et al. 2023, arXiv 2305.19466",
     ),
     _pretrain(
         _MOE, "dense_small", "Dense small", "dense_small", None,
@@ -181,12 +181,12 @@ METHODS: tuple[Technique, ...] = (
     ),
     Technique(
         "rslora", "RSLoRA", "RSLoRA",
-        "LoRA divided by the square root of the rank instead of the rank",
+        "LoRA scaled by alpha over the square root of the rank instead of over the rank",
         "Kalajdzievski 2023, arXiv 2312.03732",
     ),
     Technique(
         "dora", "DoRA", "DoRA",
-        "weight-decomposed LoRA: direction by LoRA, and the magnitude of each row is trained besides",
+        "weight-decomposed LoRA: LoRA trains the direction of each row, and its magnitude is trained separately",
         "Liu et al. 2024, arXiv 2402.09353",
     ),
     Technique(
@@ -235,24 +235,16 @@ PRECISIONS: tuple[Technique, ...] = (
 
 SIZES: tuple[str, ...] = ("small", "medium", "large")
 
-# The paper ranks tuning and quantization in buckets of these sizes; ours carry the same order.
-PAPER_GROUPS: dict[str, str] = {
-    "attention": "Attention Mechanism",
-    "position": "Efficient Positional Encoding",
-    "moe": "MoE Mechanism",
-    "family": "Attention-free Mechanism",
-    "tune-small": "1B-3B",
-    "tune-medium": "7B-8B",
-    "tune-large": "14B-24B",
-    "quantize-small": "1.5B-3.8B",
-    "quantize-medium": "7B-8B",
-    "quantize-large": "14B-34B",
-}
-
 
 def cell_name(technique: str, size: str) -> str:
     """Name of a tuning or quantization cell, which is also DVC's matrix key: `lora-small`."""
     return f"{technique}-{size}"
+
+
+def technique_and_size(cell: str) -> tuple[str, str]:
+    """Splits what `cell_name` composed: `lora` and `small`."""
+    technique, _, size = cell.rpartition("-")
+    return technique, size
 
 
 def method_keys() -> list[str]:

@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 
-from efficientllm import paths
+from efficientllm import paths, registry
 from efficientllm.bases.base import base_folder
 from efficientllm.config import Configuration
 from efficientllm.device_lock import claimed
@@ -66,7 +66,7 @@ def _quality(configuration: Configuration, axis: Axis, cell: str, seed: int, dev
     if axis == "pretrain":
         values, _ = perplexity_values(configuration, decoder, device)
     else:
-        base = base_folder(cell.rsplit("-", 1)[1])
+        base = base_folder(registry.technique_and_size(cell)[1])
         values, _ = perplexity_values(configuration, decoder, device, base)
         scored, _, _ = task_values(configuration, decoder, device, base)
         values |= scored
@@ -81,7 +81,7 @@ def _pretraining(configuration: Configuration, cell: str, device: torch.device) 
 
 
 def _tuning(configuration: Configuration, cell: str, device: torch.device) -> tuple[Decoder, Trainer]:
-    method, size = cell.rsplit("-", 1)
+    method, size = registry.technique_and_size(cell)
     base = base_folder(size)
     if (reason := failure(base)) is not None:
         raise CellFailure(f"{base} failed: {reason}")

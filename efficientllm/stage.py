@@ -8,7 +8,14 @@ from pathlib import Path
 
 from efficientllm import paths, preload
 from efficientllm.errors import ArtifactError, CellFailure, EfficientLLMError, Terminated, first_line
-from efficientllm.files import check_directory, read_json, whole_directory, write_checked_json, write_json
+from efficientllm.files import (
+    UNREADABLE_REMEDY,
+    check_directory,
+    read_json,
+    whole_directory,
+    write_checked_json,
+    write_json,
+)
 from efficientllm.input_changes import read_inputs, require_unchanged
 from efficientllm.termination import end_with_parent, terminate_by_exception
 
@@ -64,11 +71,11 @@ def run_stage(main: Callable[[], int], *, preloaded: bool = False) -> int:
         print("error: out of host memory: end other programs, or use a smaller profile or less data", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted: run the same command again to go on from the last checkpoint", file=sys.stderr)
+        print("interrupted: run the same command again to continue from the last checkpoint", file=sys.stderr)
         return INTERRUPTED
     except Terminated as stop:
         print(
-            f"terminated: {str(stop) or 'nothing half done is kept'}; run the same command again to go on",
+            f"terminated: {str(stop) or 'no partial output was kept'}; run the same command again to continue",
             file=sys.stderr,
         )
         return TERMINATED
@@ -134,5 +141,5 @@ def failure(artifact: Path) -> str | None:
         return None
     content = read_json(path)
     if not isinstance(content, dict) or "reason" not in content:
-        raise ArtifactError(f"{path} says nothing: delete it and run `dvc repro` again")
+        raise ArtifactError(f"{path} says nothing: {UNREADABLE_REMEDY}")
     return str(content["reason"])

@@ -7,7 +7,6 @@ byte, and measures everything else itself.
 """
 
 import gzip
-import hashlib
 import io
 import re
 import tarfile
@@ -19,9 +18,10 @@ from pathlib import Path, PurePosixPath
 from pydantic import BaseModel, Field, ValidationError
 
 from efficientllm import paths
-from efficientllm.cache import dvc_repository
+from efficientllm.cache import dvc_repository, file_md5, md5
+from efficientllm.config.faults import first_fault
 from efficientllm.errors import ArtifactError, EfficientLLMError, ParameterError, first_line
-from efficientllm.files import write_bytes
+from efficientllm.files import CHANGED_REMEDY, write_bytes
 
 _MEASURING = re.compile(r"python -m stages\.(measure|replicate) ")
 _RUN = re.compile(r"runs/([0-9a-f]{2})/(\1[0-9a-f]{62})/[0-9a-f]{64}")
@@ -116,7 +116,7 @@ def import_records(source: Path, root: Path = Path()) -> Transfer:
     cache = _cache(root)
     members = dict(_members(source))
     hardware = root / paths.HARDWARE
-    own = _md5(hardware.read_bytes()) if hardware.exists() else None
+    own = file_md5(hardware) if hardware.exists() else None
     runs = {name: _described(name, content, source) for name, content in members.items() if _RUN.fullmatch(name)}
     if not runs:
         raise ArtifactError(f"{source} holds no record: export the records anew")
@@ -158,7 +158,7 @@ def _check_replaceable(destination: Path) -> None:
 def _whole(cache: Path, name: str) -> bytes:
     content = (cache / name).read_bytes()
     if not _is_whole(name, content):
-        raise ArtifactError(f"{cache / name} is damaged: run `efficientllm verify`, then `dvc repro`")
+        raise ArtifactError(f"{cache / name} is damaged: {CHANGED_REMEDY}")
     return content
 
 
@@ -206,8 +206,7 @@ def _stage(content: bytes, where: str, remedy: str) -> _Stage | None:
             raise ValueError(f"it lacks one of {', '.join(sorted(_PARTS))}")
         return _Stage.model_validate(noted) if _MEASURING.match(str(noted["cmd"])) else None
     except ValidationError as error:
-        fault = error.errors()[0]
-        problem = f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
+        problem = first_fault(error)
     except (YAMLError, ValueError, KeyError, RecursionError) as error:  # a key error: `!!bool` before what is none
         problem = first_line(error)
     raise ArtifactError(f"{where} is damaged ({problem}): {remedy}")
@@ -215,12 +214,8 @@ def _stage(content: bytes, where: str, remedy: str) -> _Stage | None:
 
 def _is_whole(name: str, content: bytes) -> bool:
     """Whether a cached file's content is what its name says."""
-    return name == _object_name(_md5(content))
+    return name == _object_name(md5(content))
 
 
 def _object_name(md5: str) -> str:
     return f"files/md5/{md5[:2]}/{md5[2:]}"
-
-
-def _md5(content: bytes) -> str:
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()

@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     configuration = config.load()
     configuration.require_cell(axis, cell)
 
-    from efficientllm.training.replicate import replicate
+    from efficientllm.replication import replicate
 
     replicate(configuration, axis, cell, arguments.seed)
     return 0

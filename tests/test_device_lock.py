@@ -56,7 +56,7 @@ def test_two_processes_measure_one_after_the_other() -> None:
     assert entered.startswith("in ")
     second = Holder("measuring pretrain@mqa", "alone")
     assert second.line() == (
-        f"measuring pretrain@mqa waits for the CPU, where process {first.process.pid} (measuring tune@lora-small) computes"
+        f"measuring pretrain@mqa is waiting for the CPU, which process {first.process.pid} (measuring tune@lora-small) is using"
     )
     first.let_go()
     left, came = first.line().split(), second.line().split()
@@ -100,7 +100,7 @@ def test_training_shares_the_device_and_measuring_does_not(capsys: pytest.Captur
     with claimed("training", alone=False):
         assert time.monotonic() - started > 0.15
     thread.join()
-    assert capsys.readouterr().out.count("waits for the CPU") == 2, "one line for each that waits"
+    assert capsys.readouterr().out.count("is waiting for the CPU") == 2, "one line for each that waits"
 
 
 def test_names_of_the_dead_are_not_told(folder: Path) -> None:

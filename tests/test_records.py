@@ -54,7 +54,7 @@ def test_round_trip(tmp_path: Path) -> None:
         (lambda content: content.update(status="failed"), "a failed record has a reason"),
         (lambda content: content.update(reason="why"), "a failed record has a reason"),
         (lambda content: content.update(model=None), "describes its model"),
-        (lambda content: content.update(extra=1), "Extra inputs"),
+        (lambda content: content.update(extra=1), "extra inputs"),
     ],
 )
 def test_contract_is_enforced_on_read(tmp_path: Path, change: Any, message: str) -> None:

@@ -25,7 +25,7 @@ def test_interrupt_and_defects(capsys: pytest.CaptureFixture[str]) -> None:
         raise ZeroDivisionError
 
     assert run_stage(interrupted) == 130
-    assert "go on from the last checkpoint" in capsys.readouterr().err
+    assert "continue from the last checkpoint" in capsys.readouterr().err
     with pytest.raises(ZeroDivisionError):
         run_stage(broken)
 

@@ -3,7 +3,9 @@
 import subprocess
 from pathlib import Path
 
-from efficientllm import pipeline
+from efficientllm import paths, pipeline
+from efficientllm.config.load import read_yaml
+from efficientllm.telemetry import CURVE_FILE
 
 ROOT = Path(__file__).parents[1]
 
@@ -18,6 +20,15 @@ def test_addresses_are_those_of_dvc(listed_stages: list[str]) -> None:
 def test_locks_are_beside_the_definitions() -> None:
     tracked = subprocess.run(["git", "ls-files", "*dvc.yaml"], capture_output=True, text=True, check=True, cwd=ROOT)
     assert sorted(str(lock.with_suffix(".yaml")) for lock in pipeline.LOCKS) == sorted(tracked.stdout.split())
+
+
+def test_the_curves_of_all_training_runs_are_plotted() -> None:
+    chosen = read_yaml(ROOT / "params.yaml")
+    runs = [("pretrain", name) for name in chosen["architectures"]]
+    runs += [("tune", f"{method}-{size}") for method in chosen["methods"] for size in chosen["sizes"]]
+    plots = read_yaml(ROOT / "dvc.yaml")["plots"]
+    plotted = [curve for plot in plots for title, axes in plot.items() if title.endswith("loss") for curve in axes["y"]]
+    assert sorted(set(plotted)) == sorted(str(paths.telemetry(axis, cell) / CURVE_FILE) for axis, cell in runs)
 
 
 def test_a_lock_is_read_as_it_was_written(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from efficientllm import paths, pipeline
 from efficientllm.bases.own import check_own_checkpoint
 from efficientllm.bases.sources import is_own_checkpoint, open_checkpoint, random_shape
 from efficientllm.config import Configuration
+from efficientllm.config.grid import check_lengths
 from efficientllm.data.manifest import read_manifest
 from efficientllm.data.packing import open_split, write_split
 from efficientllm.data.prompts import encode_questions, encode_split
@@ -67,7 +68,13 @@ def make_base(configuration: Configuration, size: str) -> None:
             save_decoder(folder, from_transformers(model))
             save_tokenizer(folder, _text_tokenizer(tokenizer, source))
         config = read_config(folder)
-        _check_lengths(configuration, config.context_length, source)
+        profile = configuration.profile
+        trained = {
+            "pretrain.training.sequence_length, at which perplexity is taken,": profile.pretrain.training.sequence_length,
+            "tune.training.sequence_length": profile.tune.training.sequence_length,
+        }
+        allowed = f"the {config.context_length} tokens that {source} was made for: lower it"
+        check_lengths(profile, trained, config.context_length, allowed)
         if file_hash(folder / TOKENIZER_FILE) == file_hash(paths.DATA / TOKENIZER_FILE):
             tokens = open_split(paths.DATA, HELD_OUT)
         else:
@@ -136,20 +143,6 @@ def _text_tokenizer(tokenizer: "PreTrainedTokenizerBase", source: Path) -> TextT
         lacks = "an end-of-text token" if backend is not None else "a tokenizer.json of the library `tokenizers`"
         raise ParameterError(f"base {source} lacks {lacks}")
     return TextTokenizer(backend, str(tokenizer.eos_token))
-
-
-def _check_lengths(configuration: Configuration, context_length: int, source: Path) -> None:
-    profile = configuration.profile
-    served = profile.measure.serving_prompt_length + profile.measure.serving_output_length
-    for name, length in (
-        ("pretrain.training.sequence_length, at which perplexity is taken,", profile.pretrain.training.sequence_length),
-        ("tune.training.sequence_length", profile.tune.training.sequence_length),
-        ("measure.serving_prompt_length + serving_output_length", served),
-    ):
-        if length > context_length:
-            raise ParameterError(
-                f"{name} is {length}, more than the {context_length} tokens that {source} was made for: lower it"
-            )
 
 
 def _check_lossless(size: str) -> None:

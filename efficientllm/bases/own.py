@@ -5,6 +5,7 @@ from pathlib import Path
 from efficientllm import paths
 from efficientllm.data.tokenizer import CONFIG_FILE, TOKENIZER_FILE, load_tokenizer
 from efficientllm.errors import ArtifactError, ParameterError
+from efficientllm.files import MISSING_REMEDY
 
 
 def check_own_checkpoint(source: Path, size: str) -> None:
@@ -23,7 +24,7 @@ def check_own_checkpoint(source: Path, size: str) -> None:
 
     remedy = f"get {source} again, or name another source"
     if source.resolve().is_relative_to(paths.ARTIFACTS.resolve()):  # DVC makes it anew
-        remedy = "run `dvc repro`, or `dvc checkout` where it is in the cache"
+        remedy = MISSING_REMEDY
     try:
         check_decoder(source, remedy)
     except ArtifactError as error:

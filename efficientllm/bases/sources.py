@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, ValidationError
 
+from efficientllm.config.faults import first_fault
 from efficientllm.config.load import read_yaml
 from efficientllm.config.schema import Section
 from efficientllm.errors import ArtifactError, ParameterError, did_you_mean, first_line
@@ -44,7 +45,7 @@ class PackagedFile(Section):
 
 
 class RandomModel(Section):
-    """A shape of which the efficiency alone is of interest: all fields of `DecoderConfig`."""
+    """A shape of which the efficiency alone is of interest: the fields of `DecoderConfig`; those with a default may be left out."""
 
     shape: dict[str, Any]
 
@@ -68,7 +69,7 @@ def random_shape(source: Path) -> DecoderConfig | None:
     described = _description(source)
     if not isinstance(described, RandomModel):
         return None
-    shape = {"embedding_deviation": 0.02, "norm_epsilon": 1e-6, **described.shape}
+    shape = {**DecoderConfig.defaults(), **described.shape}
     known = DecoderConfig.field_names()
     for name in shape:
         if name not in known:
@@ -97,7 +98,7 @@ def is_own_checkpoint(source: Path) -> bool:
     try:
         content = json.loads(configuration.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ArtifactError(f"base {source}: config.json cannot be read ({error}): get it again") from error
+        raise ArtifactError(f"base {source}: {CONFIG_FILE} cannot be read ({error}): get it again") from error
     return isinstance(content, dict) and content.get("model_type") == MODEL_TYPE
 
 
@@ -113,6 +114,8 @@ def open_checkpoint(source: Path) -> tuple["PreTrainedModel", "PreTrainedTokeniz
         ParameterError: The source is none of these, or is not there.
         ArtifactError: It is damaged.
     """
+    from efficientllm.models.weights import CONFIG_FILE, WEIGHTS_FILE
+
     if source.suffix == ".yaml":
         described = _description(source)
         if isinstance(described, HubModel):
@@ -123,16 +126,16 @@ def open_checkpoint(source: Path) -> tuple["PreTrainedModel", "PreTrainedTokeniz
         if not source.is_file():
             raise ParameterError(f"base {source} does not exist")
         return _load(str(source.parent), str(source), gguf_file=source.name, local_files_only=True)
-    if not (source / "config.json").is_file():
+    if not (source / CONFIG_FILE).is_file():
         raise ParameterError(
-            f"base {source} is no checkpoint: it needs a config.json; other sources are a .gguf file and a .yaml file that "
+            f"base {source} is no checkpoint: it needs a {CONFIG_FILE}; other sources are a .gguf file and a .yaml file that "
             "names a model of the hub"
         )
     if not any(source.glob("*.safetensors")):
         pickled = [path.name for path in sorted(source.iterdir()) if path.suffix in _PICKLED]
         found = f" but {pickled[0]}, a pickle, which may run any code when it is opened" if pickled else ""
         raise ParameterError(
-            f"base {source} has no weights in safetensors (model.safetensors){found}: save the model by "
+            f"base {source} has no weights in safetensors ({WEIGHTS_FILE}){found}: save the model by "
             "save_pretrained(..., safe_serialization=True)"
         )
     return _load(str(source), str(source), local_files_only=True)
@@ -147,10 +150,8 @@ def _description(source: Path) -> HubModel | PackagedFile | RandomModel:
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(map(str, fault["loc"]))
         known = ", ".join(kind.model_fields)
-        raise ParameterError(f"{source}: {where}: {fault['msg']}; the file's keys are {known}") from None
+        raise ParameterError(f"{source}: {first_fault(error)}; the file's keys are {known}") from None
 
 
 def _packaged(described: PackagedFile, source: Path) -> Path:
@@ -186,9 +187,9 @@ def _load(name: str, shown: str, **options: Any) -> tuple["PreTrainedModel", "Pr
             output_loading_info=True, ignore_mismatched_sizes=True, **options,
         )  # fmt: skip
     except ImportError as error:
-        raise ParameterError(
-            f"base {shown} needs a package more ({first_line(error)}): pip install -e '.[gguf]'"
-        ) from error
+        of_gguf = "gguf_file" in options and error.name in (None, "gguf")
+        remedy = "pip install -e '.[gguf]'" if of_gguf else f"install {error.name or 'it'}"
+        raise ParameterError(f"base {shown} needs another package ({first_line(error)}): {remedy}") from error
     except MemoryError:
         raise
     except Exception as error:  # each format's reader raises its own kinds at a damaged file

@@ -1,4 +1,4 @@
-"""The `efficientllm` command: what there is to do beside running the pipeline."""
+"""Checks and runs the pipeline, and ranks, compares, shares and publishes its results."""
 
 import argparse
 import io

@@ -1,4 +1,4 @@
-"""Commands that put results side by side: whole result sets, and one metric of the experiments of a sweep."""
+"""Commands that compare results: whole result sets, and one metric of the experiments of a sweep."""
 
 import argparse
 from collections.abc import Iterator, Sequence
@@ -19,15 +19,15 @@ def add_commands(commands: Any) -> None:
         "Each set is compared with the first; a difference counts where the 95 % intervals do not overlap.",
     )  # fmt: skip
     comparing.add_argument(
-        "first", metavar="A", help="a folder with results.csv, such a file, an experiment or a commit"
+        "first", metavar="A", help="a folder that holds results.csv, that file itself, an experiment or a commit"
     )
-    comparing.add_argument("others", metavar="B", nargs="+", help="what is compared with it")
+    comparing.add_argument("others", metavar="B", nargs="+", help="result sets to compare with A")
     comparing.add_argument("--axis", help="only this axis: pretrain, tune or quantize")
-    comparing.add_argument("--metric", action="append", help="only this metric; may be given several times")
+    comparing.add_argument("--metric", action="append", help="only this metric; may be repeated")
     add_format(comparing)
     sweep = add_command(
-        commands, "sweep", _sweep, "list the experiments of `dvc exp` by one metric of one cell, the best first",
-        "Beside each stand the parameters in which the experiments differ.",
+        commands, "sweep", _sweep, "list the experiments of `dvc exp` by one metric of one cell, best first",
+        "Each is listed with the parameters in which the experiments differ.",
     )  # fmt: skip
     sweep.add_argument("--axis", required=True, help="pretrain, tune or quantize")
     sweep.add_argument("--cell", required=True, help="a cell, for example lora-small")

@@ -14,7 +14,7 @@ def add_commands(commands: Any) -> None:
         commands,
         "doctor",
         _doctor,
-        "describe this machine: what will be measured, what modelled, and how to get the rest",
+        "describe this machine: what will be measured, what modelled, and how to make the rest measurable",
     )
 
 

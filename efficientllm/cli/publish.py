@@ -10,13 +10,13 @@ from efficientllm.cli.commands import add_command
 def add_commands(commands: Any) -> None:
     """Declares `publish`."""
     parser = add_command(
-        commands, "publish", _publish, "copy the finished run into reports/published/NAME, and write the index of such sets",
-        "The folder holds the report, the tables, all records and what the run depended on; it belongs into Git.",
+        commands, "publish", _publish, "copy the finished run into reports/published/NAME, and rebuild the index of published sets",
+        "The folder holds the report, the tables, all records and what the run depended on; commit it to Git.",
     )  # fmt: skip
     parser.add_argument(
         "name", nargs="?", metavar="NAME", help="letters, digits, - _ and . (default: the profile and the device)"
     )
-    parser.add_argument("--index", action="store_true", help="only write the index anew, as after deleting a set")
+    parser.add_argument("--index", action="store_true", help="only rebuild the index, for example after deleting a set")
 
 
 def _publish(arguments: argparse.Namespace) -> Iterator[str]:

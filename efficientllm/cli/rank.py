@@ -1,4 +1,4 @@
-"""The command that ranks anybody's table."""
+"""The command that ranks any table."""
 
 import argparse
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 _DETAILS = """FILE.csv has a line per technique and metric, with the columns group, technique, metric and value, and optionally axis,
 model, direction (lower or higher is better), unit, ci_low, ci_high and n. An empty value is a missing one. Several models in a
-group are averaged first. docs/results.md tells which metrics need no direction, docs/metrics.md what the figures mean."""
+group are averaged first. docs/results.md explains which metrics need no direction, docs/metrics.md what the figures mean."""
 
 _INDENT = "  "
 
@@ -24,11 +24,9 @@ def add_commands(commands: Any) -> None:
     add_format(parser)
     parser.add_argument(
         "--weights", metavar="METRIC=NUMBER,...",
-        help="add a score: the mean of the normalized values with these weights; 1 for a metric that is not named",
+        help="add a score: the mean of the normalized values with these weights; a metric that is not named has the weight 1",
     )  # fmt: skip
-    parser.add_argument(
-        "--pareto", metavar="METRIC,...", help="mark the Pareto front of these metrics (default: of all)"
-    )
+    parser.add_argument("--pareto", metavar="METRIC,...", help="mark the Pareto front of these metrics (default: all)")
 
 
 def _rank(arguments: argparse.Namespace) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The command that runs the pipeline by several workers."""
+"""The command that runs the pipeline with several workers."""
 
 import argparse
 from collections.abc import Iterator
@@ -11,13 +11,13 @@ def add_commands(commands: Any) -> None:
     """Declares `repro`."""
     parser = add_command(
         commands, "repro", _repro, "run the pipeline on all GPUs of this machine at once, then the report",
-        "Each worker runs in a clone of its own below .dvc/tmp/workers, on this folder's cache. What has run is kept when the "
-        "command is interrupted; the same command goes on.",
+        "Each worker runs in its own clone under .dvc/tmp/workers, sharing this folder's cache. If interrupted, finished work is "
+        "kept; run the same command again to continue.",
     )  # fmt: skip
     parser.add_argument(
-        "targets", nargs="*", metavar="STAGE", help="run these stages only, or groups of them, and what they need"
+        "targets", nargs="*", metavar="STAGE", help="run only these stages or stage groups, and what they depend on"
     )
-    parser.add_argument("--workers", type=int, metavar="N", help="how many (default: one for each GPU)")
+    parser.add_argument("--workers", type=int, metavar="N", help="number of workers (default: one per GPU)")
 
 
 def _repro(arguments: argparse.Namespace) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Commands on DVC's cache: records from one machine to another, and whether its files are whole."""
+"""Commands on DVC's cache: moving records from one machine to another, and checking that its files are intact."""
 
 import argparse
 from collections.abc import Iterator
@@ -12,17 +12,18 @@ def add_commands(commands: Any) -> None:
     """Declares `export-records`, `import-records` and `verify`."""
     exporting = add_command(
         commands, "export-records", _export, "write the measured records of this clone to an archive",
-        "The archive also holds what each record depended on, so that another clone takes over those that are its own.",
+        "The archive also holds what each record depended on, so that another clone can reuse those that match its own hardware, "
+        "code, parameters and data.",
     )  # fmt: skip
     exporting.add_argument("archive", type=Path, metavar="ARCHIVE", help="the .tar.gz file to write")
     importing = add_command(
-        commands, "import-records", _import, "take over records that were measured on a machine of the same kind",
-        "`dvc repro` then uses those whose hardware, code, parameters and data are the same, and measures all others.",
+        commands, "import-records", _import, "reuse records that were measured on a machine of the same kind",
+        "`dvc repro` then uses those whose hardware, code, parameters and data are the same, and measures the rest.",
     )  # fmt: skip
     importing.add_argument("archive", type=Path, metavar="ARCHIVE", help="a file that export-records wrote")
     add_command(
         commands, "verify", _verify, "remove damaged files from DVC's cache",
-        "DVC itself would go on using them; `dvc pull` or `dvc repro` then brings them back.",
+        "DVC itself would go on using them; afterwards, `dvc pull` or `dvc repro` brings them back.",
     )  # fmt: skip
 
 
@@ -40,10 +41,14 @@ def _import(arguments: argparse.Namespace) -> Iterator[str]:
     found = import_records(arguments.archive)
     yield f"{found.records} record{'s' if found.records != 1 else ''} imported"
     if not Path(paths.HARDWARE).exists():
-        yield f"whether they are of this machine's kind is not known before `dvc repro probe` has written {paths.HARDWARE}"
+        yield f"whether they are from this kind of machine is not known until `dvc repro probe` has written {paths.HARDWARE}"
     elif found.of_this_machine < found.records:
-        yield f"{found.records - found.of_this_machine} of them from hardware that differs from {paths.HARDWARE}: measured anew here"
-    yield "`dvc repro` takes over those whose hardware, code, parameters and data are the same"
+        others = found.records - found.of_this_machine
+        yield (
+            f"{others} of them {'was' if others == 1 else 'were'} measured on different hardware than {paths.HARDWARE} describes, "
+            "and will be measured again here"
+        )
+    yield "`dvc repro` reuses those whose hardware, code, parameters and data are the same"
 
 
 def _verify(_: argparse.Namespace) -> Iterator[str]:

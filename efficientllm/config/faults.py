@@ -1,4 +1,4 @@
-"""One line for the first fault that pydantic finds in a block of parameters."""
+"""One line for the first fault that pydantic finds in a block of parameters, or in a file that a program wrote."""
 
 import re
 from typing import Any, get_args, get_origin
@@ -39,6 +39,19 @@ def described(model: type[BaseModel], error: ValidationError, place: str = "", p
     alternatives = [other["msg"] for other in faults if _fields(model, other["loc"]) == location]
     message = " or ".join(_plain(text) for text in dict.fromkeys(alternatives))
     return f"parameter {shown(key)}{place} is {shown(fault['input'])}: {message}"
+
+
+def first_fault(error: ValidationError) -> str:
+    """Returns pydantic's first complaint about a file that is no block of parameters: where in it, and what.
+
+    Args:
+        error: What pydantic found.
+    """
+    fault = error.errors()[0]
+    place = ".".join(map(str, fault["loc"]))
+    if not place and fault["type"] == "model_type":
+        return "it is no mapping"
+    return f"{shown(place)}: {_plain(fault['msg'])}" if place else _plain(fault["msg"])
 
 
 def _plain(message: str) -> str:

@@ -1,10 +1,12 @@
 """Checks that need the techniques' own code: every cell of the grid can be built from the parameters."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from efficientllm import paths
 from efficientllm.config.load import Configuration
+from efficientllm.config.schema import Profile, Shape
 from efficientllm.errors import ParameterError, shown
 from efficientllm.files import file_hash
 
@@ -32,14 +34,17 @@ def check_grid(configuration: Configuration) -> None:
             decoder.kernels(device)
         except ParameterError as error:
             raise ParameterError(f"architecture {name!r}: {error}") from None
-        _check_lengths(configuration, choice.size, {"pretrain": profile.pretrain.training.sequence_length})
+        trained = {"pretrain.training.sequence_length": profile.pretrain.training.sequence_length}
+        check_lengths(profile, trained, shape.context_length, _allowed(choice.size, shape))
     for method in configuration.parameters.methods:
         tuning_method(method).options(profile.tune.methods[method])
     for key in configuration.parameters.precisions:
         precision(key).options(profile.quantize[key])
     for size, source in configuration.parameters.bases.items():
         if Path(source).parent == paths.PRETRAIN:  # the length of a checkpoint is known once it has been read
-            _check_lengths(configuration, size, {"tune": profile.tune.training.sequence_length})
+            trained = {"tune.training.sequence_length": profile.tune.training.sequence_length}
+            shape = profile.models[size]
+            check_lengths(profile, trained, shape.context_length, _allowed(size, shape))
         elif not _exists(source):
             raise ParameterError(
                 f"bases.{size} in {paths.PARAMETERS} is {shown(source)}, which does not exist: name a folder, a .gguf or a "
@@ -66,19 +71,26 @@ def _exists(path: str) -> bool:
         return False
 
 
-def _check_lengths(configuration: Configuration, size: str, trained: dict[str, int]) -> None:
-    """Checks that a size's context holds the sequences of a stage and those that are served."""
-    profile = configuration.profile
-    context = profile.models[size].context_length
+def check_lengths(profile: Profile, trained: Mapping[str, int], context_length: int, allowed: str) -> None:
+    """Checks that a model's context holds the sequences that it is trained on and those that are served.
+
+    Args:
+        profile: The run's scale.
+        trained: The training sequences' lengths, by what an error calls them.
+        context_length: Longest sequence of the model.
+        allowed: What an error says of that length, and the remedy.
+
+    Raises:
+        ParameterError: A sequence is longer.
+    """
     served = profile.measure.serving_prompt_length + profile.measure.serving_output_length
-    for name, length in (
-        *((f"{stage}.training.sequence_length", length) for stage, length in trained.items()),
-        ("measure.serving_prompt_length + serving_output_length", served),
-    ):
-        if length > context:
-            raise ParameterError(
-                f"{name} is {length}, more than models.{size}.context_length, which is {context}: lower it, or raise the context"
-            )
+    for name, length in {**trained, "measure.serving_prompt_length + serving_output_length": served}.items():
+        if length > context_length:
+            raise ParameterError(f"{name} is {length}, more than {allowed}")
+
+
+def _allowed(size: str, shape: Shape) -> str:
+    return f"models.{size}.context_length, which is {shape.context_length}: lower it, or raise the context"
 
 
 def data_fingerprint(configuration: Configuration) -> dict[str, Any]:

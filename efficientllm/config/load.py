@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
@@ -15,6 +15,9 @@ from efficientllm import paths, registry
 from efficientllm.config.faults import described
 from efficientllm.config.schema import Architecture, ArchitectureSettings, Parameters, Profile, Shape
 from efficientllm.errors import ParameterError, did_you_mean, first_line, shown, unknown_name
+
+ComponentKind = Literal["block", "mixer", "position", "feedforward"]
+"""A component's place in a decoder."""
 
 _Model = TypeVar("_Model", bound=BaseModel)
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
@@ -53,6 +56,18 @@ class Configuration:
         """Lists the rows of the ranking table that this run measures."""
         chosen = self.parameters
         return registry.rows(chosen.architectures, chosen.methods, chosen.precisions, chosen.sizes)
+
+    def replicas(self) -> list[tuple[registry.Axis, str, int]]:
+        """Lists the replicas that this run asks for: axis, cell and seed of each."""
+        chosen = self.parameters.replicas
+        cells: list[tuple[registry.Axis, str]] = [("pretrain", name) for name in chosen.architectures]
+        cells += [("tune", registry.cell_name(method, size)) for method in chosen.methods for size in chosen.sizes]
+        return [(axis, cell, seed) for axis, cell in cells for seed in chosen.seeds]
+
+
+def components(kind: ComponentKind) -> list[str]:
+    """Lists the components of a kind, without importing them."""
+    return component_names(f"components/{kind}s")
 
 
 def component_names(package: str) -> list[str]:
@@ -164,7 +179,7 @@ def _check_names(parameters: Parameters, profile: Profile, profile_path: Path) -
         for name in chosen:
             if name not in known_blocks:
                 raise ParameterError(
-                    f"missing parameter '{block}.{name}' in {profile_path}: the settings of this {kind}"
+                    f"missing parameter '{block}.{name}' in {profile_path}: add this {kind}'s settings"
                 )
 
 
@@ -172,7 +187,7 @@ def _check_bases(parameters: Parameters) -> None:
     """Checks that each size has a base, and that a base that a pretraining run makes is among the runs."""
     for size in parameters.bases:
         if size not in registry.SIZES:
-            raise unknown_name("size in `bases`", size, registry.SIZES)
+            raise unknown_name("size", size, registry.SIZES, " in `bases`")
     for size in parameters.sizes:
         if size not in parameters.bases:
             raise ParameterError(
@@ -198,7 +213,7 @@ def _check_replicas(parameters: Parameters) -> None:
     ):
         for name in getattr(replicas, block):
             if name not in everything:
-                raise unknown_name(f"name in replicas.{block}", name, set(everything))
+                raise unknown_name("name", name, set(everything), f" in replicas.{block}")
     if not replicas.seeds:
         return
     if parameters.seed in replicas.seeds or len(set(replicas.seeds)) != len(replicas.seeds):
@@ -224,19 +239,16 @@ def _check_architectures(parameters: Parameters, profile: Profile, profile_path:
                 f"architecture {name!r} serves no row of the ranking; {did_you_mean(name, served)}"
                 f"known: {', '.join(sorted(served))}; a new one needs a Row in efficientllm/registry.py"
             )
-        for part, folder in (
-            ("block", "blocks"),
-            ("mixer", "mixers"),
-            ("position", "positions"),
-            ("feedforward", "feedforwards"),
-        ):
-            known = component_names(f"components/{folder}")
-            if getattr(choice, part) not in known:
-                raise unknown_name(f"{part} of architecture {name}", getattr(choice, part), known)
+        place = f" of architecture {name}"
+        for kind in get_args(ComponentKind):
+            if getattr(choice, kind) not in (known := components(kind)):
+                raise unknown_name(kind, getattr(choice, kind), known, place)
         if choice.size not in profile.models:
-            raise unknown_name(f"size of architecture {name}", choice.size, profile.models)
+            raise unknown_name("size", choice.size, profile.models, place)
         if name not in profile.architectures:
-            raise ParameterError(f"missing parameter 'architectures.{name}' in {profile_path}: the run's learning rate")
+            raise ParameterError(
+                f"missing parameter 'architectures.{name}' in {profile_path}: add the run's learning rate"
+            )
 
 
 def _check_training(profile: Profile, profile_path: Path) -> None:

@@ -14,6 +14,10 @@ _TOO_LARGE = 2**31
 _Options = TypeVar("_Options", bound=Section)
 
 
+class NoOptions(Section):
+    """The options of a technique without parameters of its own."""
+
+
 def checked_options(options: type[_Options], values: dict[str, Any], key: str) -> _Options:
     """Validates a technique's own block of parameters.
 

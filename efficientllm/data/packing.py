@@ -6,8 +6,14 @@ import numpy as np
 
 from efficientllm.data.order import batch_positions
 from efficientllm.errors import ArtifactError, DataError
+from efficientllm.files import MISSING_REMEDY, UNREADABLE_REMEDY
 
 IGNORED = -100
+
+
+def split_path(folder: Path, name: str) -> Path:
+    """The file of a split's tokens."""
+    return folder / f"{name}.npy"
 
 
 def write_split(folder: Path, name: str, tokens: np.ndarray) -> None:
@@ -16,7 +22,7 @@ def write_split(folder: Path, name: str, tokens: np.ndarray) -> None:
     Raises:
         ArtifactError: The disk is full or the folder cannot be written.
     """
-    path = folder / f"{name}.npy"
+    path = split_path(folder, name)
     try:
         np.save(path, tokens, allow_pickle=False)
     except OSError as error:
@@ -36,15 +42,13 @@ def open_split(folder: Path, name: str) -> np.ndarray:
     Raises:
         ArtifactError: The file is missing, truncated, or no array of tokens.
     """
-    path = folder / f"{name}.npy"
+    path = split_path(folder, name)
     try:
         tokens = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
-        raise ArtifactError(
-            f"{path} is missing: run `dvc repro`, or `dvc checkout` where it is in the cache"
-        ) from error
+        raise ArtifactError(f"{path} is missing: {MISSING_REMEDY}") from error
     except (OSError, ValueError, EOFError) as error:
-        raise ArtifactError(f"{path} is truncated or damaged ({error}): delete it and run `dvc repro` again") from error
+        raise ArtifactError(f"{path} is truncated or damaged ({error}): {UNREADABLE_REMEDY}") from error
     if tokens.ndim != 1 or tokens.dtype not in (np.uint16, np.uint32):
         raise ArtifactError(
             f"{path} holds {tokens.dtype} {list(tokens.shape)} instead of tokens: run `dvc repro` again"

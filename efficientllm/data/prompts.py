@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from efficientllm.data.packing import IGNORED
-from efficientllm.data.tasks import TASK_FOLDER, Example, load_examples
+from efficientllm.data.tasks import Example, load_examples, task_path
 from efficientllm.data.tokenizer import TextTokenizer, load_tokenizer
 from efficientllm.errors import DataError
 
@@ -54,24 +54,10 @@ class EncodedQuestion:
     group: str
 
 
-def encode_example(tokenizer: TextTokenizer, example: Example, maximum_length: int) -> EncodedExample:
-    """Encodes one example; where it is too long, the end of its input is cut, never its instruction or its answer.
-
-    Args:
-        tokenizer: The prepared tokenizer.
-        example: The example.
-        maximum_length: The most tokens, the end token included.
-
-    Raises:
-        DataError: Instruction and answer alone are longer than that.
-    """
-    return _encode(tokenizer, [example], maximum_length, "the example")[0]
-
-
 def encode_split(
     folder: Path, split: str, maximum_length: int, *, tokenizer_folder: Path | None = None
 ) -> list[EncodedExample]:
-    """Loads and encodes the examples of a split.
+    """Loads and encodes the examples of a split; of a long one the end of its input is cut, never its instruction or answer.
 
     Args:
         folder: Folder that `prepare` wrote.
@@ -83,7 +69,7 @@ def encode_split(
         ArtifactError: The task or the tokenizer is missing or damaged.
         DataError: The instruction and the answer of a row are longer than `maximum_length`.
     """
-    where = str(folder / TASK_FOLDER / f"{split}.jsonl")
+    where = str(task_path(folder, split))
     tokenizer = load_tokenizer(tokenizer_folder or folder)
     return _encode(tokenizer, load_examples(folder, split), maximum_length, where)
 
@@ -106,7 +92,7 @@ def encode_questions(
         DataError: The instruction and an answer of a row are longer than `maximum_length`.
     """
     tokenizer = load_tokenizer(tokenizer_folder or folder)
-    where = str(folder / TASK_FOLDER / f"{split}.jsonl")
+    where = str(task_path(folder, split))
     examples = load_examples(folder, split)
     choices = [example.choices or (example.output,) for example in examples]
     answers = _encode_answers(tokenizer, {choice for listed in choices for choice in listed})

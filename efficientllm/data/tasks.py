@@ -13,9 +13,9 @@ from efficientllm.data.document import Document
 from efficientllm.data.sources.files import json_lines
 from efficientllm.data.splits import SPLITS, Split
 from efficientllm.errors import ArtifactError, DataError
-from efficientllm.files import write_text
+from efficientllm.files import MISSING_REMEDY, UNREADABLE_REMEDY, write_text
 
-TASK_FOLDER = "task"
+_TASK_FOLDER = "task"
 FILE_GROUP = "file"
 # One in four asks for the president: it has some forty candidate answers, so scoring it costs seven times the era's.
 _PRESIDENT_EVERY = 8
@@ -217,10 +217,15 @@ def task_texts(task: dict[Split, list[Example]]) -> list[str]:
     return list(dict.fromkeys(text for one in texts for text in one))
 
 
+def task_path(folder: Path, split: str) -> Path:
+    """The file of a split's examples."""
+    return folder / _TASK_FOLDER / f"{split}.jsonl"
+
+
 def write_examples(folder: Path, split: Split, examples: Sequence[Example]) -> None:
     """Writes the examples of a split as `task/<split>.jsonl`, one JSON object a line."""
     lines = [json.dumps(asdict(example), ensure_ascii=False, sort_keys=True) for example in examples]
-    write_text(folder / TASK_FOLDER / f"{split}.jsonl", "".join(f"{line}\n" for line in lines))
+    write_text(task_path(folder, split), "".join(f"{line}\n" for line in lines))
 
 
 def load_examples(folder: Path, split: str) -> list[Example]:
@@ -229,13 +234,13 @@ def load_examples(folder: Path, split: str) -> list[Example]:
     Raises:
         ArtifactError: The file is missing or damaged.
     """
-    path = folder / TASK_FOLDER / f"{split}.jsonl"
+    path = task_path(folder, split)
     if not path.is_file():
-        raise ArtifactError(f"{path} is missing: run `dvc repro`, or `dvc checkout` where it is in the cache")
+        raise ArtifactError(f"{path} is missing: {MISSING_REMEDY}")
     try:
         return [Example(**{**value, "choices": tuple(value["choices"])}) for _, value in json_lines(path)]
     except (DataError, TypeError, KeyError) as error:
-        raise ArtifactError(f"{path} is damaged ({error}): delete it and run `dvc repro` again") from error
+        raise ArtifactError(f"{path} is damaged ({error}): {UNREADABLE_REMEDY}") from error
 
 
 def task_facts(task: dict[Split, list[Example]]) -> dict[str, dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from efficientllm.errors import ArtifactError, DataError
-from efficientllm.files import read_json, write_json, write_text
+from efficientllm.files import MISSING_REMEDY, read_json, write_json, write_text
 
 END_OF_DOCUMENT = "<|endoftext|>"
 TOKENIZER_FILE = "tokenizer.json"
@@ -193,7 +193,7 @@ def load_tokenizer(folder: Path) -> TextTokenizer:
     configuration = read_json(folder / CONFIG_FILE)
     file = folder / TOKENIZER_FILE
     if not file.is_file():
-        raise ArtifactError(f"{file} is missing: run `dvc repro`, or `dvc checkout` where it is in the cache")
+        raise ArtifactError(f"{file} is missing: {MISSING_REMEDY}")
     backend = _read_backend(file)
     name = configuration.get("eos_token") if isinstance(configuration, dict) else None
     if backend is None or not isinstance(name, str) or backend.token_to_id(name) is None:
@@ -209,9 +209,7 @@ def copy_tokenizer(source: Path, destination: Path) -> None:
     """
     for name in (TOKENIZER_FILE, CONFIG_FILE):
         if not (source / name).is_file():
-            raise ArtifactError(
-                f"{source / name} is missing: run `dvc repro`, or `dvc checkout` where it is in the cache"
-            )
+            raise ArtifactError(f"{source / name} is missing: {MISSING_REMEDY}")
         shutil.copyfile(source / name, destination / name)
 
 

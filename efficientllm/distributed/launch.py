@@ -192,6 +192,6 @@ def _error(report: Path, failed: object, count: int) -> BaseException:
     code = failure.exitcode
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     return WorkerError(
-        f"process {rank} of {count} {how}, and the others were stopped: run the same command again to go on from the "
+        f"process {rank} of {count} {how}, and the others were stopped: run the same command again to continue from the "
         "last checkpoint"
     )

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from efficientllm.distributed.world import World, summed
-
-_GIB = 2**30
+from efficientllm.measurement.memory import GIB
 
 
 def own_joules(joules: float | None, world: World, device: torch.device) -> float | None:
@@ -40,4 +39,4 @@ def device_memory(peaks_gib: list[float | None]) -> DeviceMemory | None:
 
 def peak_gib(device: torch.device) -> float | None:
     """Peak of this process' allocated GPU memory; None on a CPU, where processes share what they load."""
-    return torch.cuda.max_memory_allocated(device) / _GIB if device.type == "cuda" else None
+    return torch.cuda.max_memory_allocated(device) / GIB if device.type == "cuda" else None

@@ -9,7 +9,7 @@ import torch
 from efficientllm import metrics, paths, registry
 from efficientllm.bases.base import RANDOM, base_folder
 from efficientllm.config import Configuration
-from efficientllm.data.manifest import read_manifest
+from efficientllm.data.manifest import MANIFEST_FILE, read_manifest
 from efficientllm.device_lock import claimed
 from efficientllm.errors import CellFailure
 from efficientllm.evaluation.outcomes import Outcomes
@@ -52,7 +52,7 @@ def measure_cell(configuration: Configuration, axis: registry.Axis, cell: str) -
         profile=configuration.parameters.profile,
         kernels={},
         hashes={
-            "data": file_hash(paths.DATA / "manifest.json"),
+            "data": file_hash(paths.DATA / MANIFEST_FILE),
             "measure": content_hash(configuration.profile.measure.model_dump()),
             **{path.name: file_hash(path) for path in sorted(artifact.glob("*.safetensors"))},
         },

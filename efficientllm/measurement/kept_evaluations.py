@@ -12,6 +12,8 @@ import torch
 import efficientllm
 from efficientllm import paths
 from efficientllm.config import Configuration
+from efficientllm.data.manifest import MANIFEST_FILE
+from efficientllm.data.packing import split_path
 from efficientllm.data.tokenizer import TOKENIZER_FILE
 from efficientllm.errors import ArtifactError
 from efficientllm.evaluation.outcomes import Outcomes
@@ -34,8 +36,8 @@ def evaluation_key(configuration: Configuration, decoder: Decoder, base: Path) -
             "weights": _weights_hash(decoder),
             "model": repr(decoder.config),
             "kernels": decoder.kernels(device),
-            "data": file_hash(paths.DATA / "manifest.json"),
-            "held_out": file_hash(held_out_folder(base) / "test.npy"),
+            "data": file_hash(paths.DATA / MANIFEST_FILE),
+            "held_out": file_hash(split_path(held_out_folder(base), "test")),
             "tokenizer": file_hash(base / TOKENIZER_FILE),
             "lengths": [profile.pretrain.training.sequence_length, profile.tune.training.sequence_length],
             "settings": [profile.measure.perplexity_windows, profile.measure.evaluation_batch_size],

@@ -4,7 +4,7 @@ from typing import TypedDict
 
 from torch import nn
 
-from efficientllm.measurement.subjects import bytes_in_memory
+from efficientllm.models.accounting import bytes_in_memory
 from efficientllm.models.decoder import Decoder
 
 

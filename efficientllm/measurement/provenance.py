@@ -3,6 +3,7 @@
 import importlib.metadata
 import shutil
 import subprocess
+from pathlib import Path
 from typing import Any
 
 from efficientllm import __version__
@@ -36,18 +37,24 @@ def provenance(
     )  # fmt: skip
 
 
-def git_state() -> tuple[str | None, bool | None]:
-    """Returns the commit that is checked out and whether tracked code differs from it; None where git cannot tell."""
+def git_state(root: Path = Path()) -> tuple[str | None, bool | None]:
+    """Returns the commit that is checked out and whether tracked code differs from it; None where git cannot tell.
+
+    Args:
+        root: The repository's root.
+    """
     git = shutil.which("git")
     if git is None:
         return None, None
     # outputs of the pipeline itself do not make the code another one
     code = ["--", "efficientllm", "stages", "profiles", "params.yaml", "dvc.yaml", ":(exclude,glob)**/dvc.lock"]
     try:
-        revision = subprocess.run([git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
+        revision = subprocess.run(
+            [git, "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10, check=True
+        )
         status = subprocess.run(
             [git, "status", "--porcelain", "--untracked-files=no", *code],
-            capture_output=True, text=True, timeout=10, check=True,
+            cwd=root, capture_output=True, text=True, timeout=10, check=True,
         )  # fmt: skip
     except (subprocess.SubprocessError, OSError):
         return None, None

@@ -10,7 +10,7 @@ import torch
 from efficientllm import paths
 from efficientllm.config import Configuration
 from efficientllm.data.manifest import read_manifest
-from efficientllm.data.packing import evaluation_windows, open_split
+from efficientllm.data.packing import evaluation_windows, open_split, split_path
 from efficientllm.data.prompts import encode_questions
 from efficientllm.errors import CellFailure
 from efficientllm.evaluation.half_products import half_products_in_float32
@@ -38,7 +38,7 @@ def held_out_folder(base: Path | None) -> Path:
     Args:
         base: Folder of the base that the model was tuned from; None for a pretraining run.
     """
-    return base if base is not None and (base / "test.npy").exists() else paths.DATA
+    return base if base is not None and split_path(base, "test").exists() else paths.DATA
 
 
 def perplexity_values(

@@ -18,12 +18,12 @@ from efficientllm.config.schema import MeasureSettings
 from efficientllm.measurement.energy import EnergyMeter
 from efficientllm.measurement.findings import Findings
 from efficientllm.measurement.memory import GIB, MemoryMeter
+from efficientllm.measurement.parts import stored_parts
 from efficientllm.measurement.protocol import WorkloadResult, measure_workloads
 from efficientllm.measurement.resource_values import resource_values, window_seconds
 from efficientllm.measurement.statistics import single, summarize
 from efficientllm.measurement.workloads import prefill_workload, serving_engine, serving_prompts, serving_workload
 from efficientllm.models.decoder import Decoder
-from efficientllm.quantization.parts import stored_parts
 from efficientllm.serving.bandwidth import Bandwidth, copy_bandwidth
 from efficientllm.serving.curves import serving_curves
 from efficientllm.serving.engine import GreedyEngine

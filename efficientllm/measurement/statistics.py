@@ -87,8 +87,8 @@ def summarize(
     low, high = repeats_interval(repeats) or (None, None)
     spread = variation(repeats)
     known = metric(key)
-    if known.is_share and high is not None:
-        high = max(min(high, 100.0), middle)
+    if known.is_share and low is not None and high is not None:
+        low, high = min(max(low, 0.0), middle), max(min(high, 100.0), middle)
     return Value(
         value=middle, unit=known.unit, direction=known.direction, source=source, method=method,
         n=len(values), repeats=[float(value) for value in values], ci_low=low, ci_high=high,

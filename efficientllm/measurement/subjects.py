@@ -1,12 +1,10 @@
 """The models that are measured: how each axis' cells are identified, loaded, trained on, and weighed."""
 
-import dataclasses
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
 
 from efficientllm import paths, registry
 from efficientllm.bases.base import base_folder
@@ -14,7 +12,12 @@ from efficientllm.config import Configuration
 from efficientllm.device import autocast_type
 from efficientllm.errors import ArtifactError
 from efficientllm.measurement.safetensors_header import tensor_bytes
-from efficientllm.models.accounting import cache_bytes_per_token, count_parameters, flops_per_token, mean_causal_context
+from efficientllm.models.accounting import (
+    bytes_in_memory,
+    cache_bytes_per_token,
+    count_parameters,
+    flops_per_token,
+)
 from efficientllm.models.decoder import Decoder
 from efficientllm.models.weights import has_random_weights, load_decoder, read_config
 from efficientllm.quantization.quantize import load_quantized, tuned_folder
@@ -32,7 +35,7 @@ def identity(configuration: Configuration, axis: registry.Axis, cell: str) -> tu
     """Returns technique and size of a cell."""
     if axis == "pretrain":
         return cell, configuration.architecture(cell)[0].size
-    technique, size = cell.rsplit("-", 1)
+    technique, size = registry.technique_and_size(cell)
     return technique, size
 
 
@@ -93,11 +96,15 @@ class TrainingState:
         parameters: Parameters that are trained.
         parameter_bytes: Their bytes.
         optimizer_bytes: What the optimizer keeps beside them.
+        lengths: Tokens of the sequences of each micro-batch of the measured step, padding included.
+        scored: Share of its tokens that bear loss.
     """
 
     parameters: int
     parameter_bytes: int
     optimizer_bytes: int
+    lengths: tuple[int, ...]
+    scored: float
 
 
 def facts(
@@ -122,7 +129,7 @@ def facts(
         bytes_in_memory=bytes_in_memory(decoder),
         bytes_optimizer=None if state is None else state.optimizer_bytes,
         cache_bytes_per_token=cache_bytes_per_token(decoder.config, element),
-        flops_per_token=_flops(configuration, axis, decoder),
+        flops_per_token=_flops(configuration, decoder, state),
     )
 
 
@@ -137,15 +144,21 @@ def _bytes_on_disk(
     return bytes_in_memory(decoder)
 
 
-def _flops(configuration: Configuration, axis: registry.Axis, decoder: Decoder) -> float:
-    """FLOPs per training token of a full training step, or per generated token at the middle of the served output."""
-    if axis == "quantize":
+def _flops(configuration: Configuration, decoder: Decoder, state: TrainingState | None) -> float:
+    """FLOPs per token of a full training step, or per generated token at the middle of the served output.
+
+    Counted is what a step computes: a head for the tokens that bear loss alone, which in tuning are the answers'.
+    """
+    if state is None:
         measure = configuration.profile.measure
         context = measure.serving_prompt_length + measure.serving_output_length / 2
-        return flops_per_token(decoder.config, context, training=False)
-    profile = configuration.profile
-    length = (profile.pretrain if axis == "pretrain" else profile.tune).training.sequence_length
-    return flops_per_token(decoder.config, mean_causal_context(length), training=True)
+        return flops_per_token(decoder.config, [context], training=False)
+    # the sequences of a micro-batch are all of one length, and the micro-batches of one number of sequences
+    total = sum(
+        length * flops_per_token(decoder.config, range(1, length + 1), training=True, scored=state.scored) * count
+        for length, count in Counter(state.lengths).items()
+    )
+    return total / sum(state.lengths)
 
 
 def stored_bytes(folder: Path) -> int:
@@ -167,20 +180,3 @@ def base_bytes(configuration: Configuration, size: str) -> int:
         element: int = getattr(torch, configuration.profile.tune.base_type).itemsize
         return count_parameters(read_config(folder)).total * element
     return stored_bytes(folder)
-
-
-def bytes_in_memory(module: nn.Module) -> int:
-    """Bytes of parameters and buffers, and of the scales that bitsandbytes keeps beside packed weights."""
-    tensors: dict[int, torch.Tensor] = {}
-
-    def keep(value: Any) -> None:
-        if isinstance(value, torch.Tensor):
-            tensors[id(value)] = value
-        elif dataclasses.is_dataclass(value) or hasattr(value, "absmax"):
-            for part in vars(value).values():
-                keep(part)
-
-    for value in (*module.parameters(), *module.buffers()):
-        keep(value)
-        keep(getattr(value, "quant_state", None))
-    return sum(tensor.nbytes for tensor in tensors.values())

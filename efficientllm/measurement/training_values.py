@@ -8,6 +8,7 @@ import torch
 
 from efficientllm import registry
 from efficientllm.config import Configuration
+from efficientllm.data.packing import IGNORED
 from efficientllm.measurement import subjects
 from efficientllm.measurement.energy import EnergyMeter
 from efficientllm.measurement.findings import Findings
@@ -17,6 +18,7 @@ from efficientllm.measurement.resource_values import resource_values, window_sec
 from efficientllm.measurement.statistics import summarize
 from efficientllm.measurement.utilization import model_flops_utilization, peak_flops
 from efficientllm.training.optimizer import state_bytes
+from efficientllm.training.recorded_gradients import Batch
 from efficientllm.training.trainer import Trainer
 
 
@@ -42,7 +44,8 @@ def train(
 ) -> Trained:
     """Measures a window of a cell's training steps."""
     trainer = _repeating(subjects.trainer(configuration, axis, cell, device))
-    workload = _workload(trainer)
+    batches = _step_batches(trainer)
+    workload = _workload(trainer, batches)
     settings = configuration.profile.measure
     (result,) = measure_workloads(
         [workload], settings, meter, memory, window_calls=settings.window_steps, seed=configuration.parameters.seed
@@ -57,6 +60,8 @@ def train(
             parameters=sum(parameter.numel() for parameter in trained),
             parameter_bytes=sum(parameter.nbytes for parameter in trained),
             optimizer_bytes=state_bytes(trainer.optimizer),
+            lengths=tuple(inputs.shape[1] for inputs, _ in batches),
+            scored=sum(int((labels != IGNORED).sum()) for _, labels in batches) / workload.tokens_per_call,
         ),
         dtype=dtype,
         kernels=trainer.kernels(),
@@ -68,15 +73,19 @@ def _repeating(trainer: Trainer) -> Trainer:
 
     So every call is the same work, and compared rows do it on the same tokens; the optimizer goes on moving the weights.
     """
-    batches = [trainer.task.batch(index) for index in range(trainer.settings.gradient_accumulation)]
+    batches = _step_batches(trainer)
     task = dataclasses.replace(trainer.task, batch=lambda index: batches[index % len(batches)])
     return Trainer(task, trainer.settings, trainer.device)
 
 
-def _workload(trainer: Trainer) -> Workload:
-    """One optimizer step of a cell's own set-up."""
+def _step_batches(trainer: Trainer) -> list[Batch]:
+    """The micro-batches of the first step."""
+    return [trainer.task.batch(index) for index in range(trainer.settings.gradient_accumulation)]
+
+
+def _workload(trainer: Trainer, batches: list[Batch]) -> Workload:
+    """One optimizer step of a cell's own set-up, on these micro-batches."""
     settings = trainer.settings
-    batches = [trainer.task.batch(index) for index in range(settings.gradient_accumulation)]
     trainer.task.model.train()
 
     def step() -> None:

@@ -19,6 +19,7 @@ when the GPU was idle. Two such samples of fifteen would explain the 86 % that a
 # Dense peak in TFLOP/s (no sparsity) by device name and type, most specific name first; from NVIDIA's data sheets.
 # float32 is the rate of the CUDA cores, since PyTorch's matrix products do not use TF32 unless told to.
 _PEAKS: tuple[tuple[str, dict[str, float]], ...] = (
+    ("H200 NVL", {"bfloat16": 835.5, "float16": 835.5, "float32": 60.0}),
     ("H200", {"bfloat16": 989.4, "float16": 989.4, "float32": 66.9}),
     ("H100 PCIe", {"bfloat16": 756.5, "float16": 756.5, "float32": 51.2}),
     ("H100 NVL", {"bfloat16": 835.5, "float16": 835.5, "float32": 60.0}),
@@ -34,6 +35,10 @@ _PEAKS: tuple[tuple[str, dict[str, float]], ...] = (
 )
 
 
+_OTHER_MODELS = {"NVL", "Laptop", "Mobile", "Ti", "D", "SUPER", "MIG"}
+"""Words that make another device, of another peak, of a name that they follow."""
+
+
 def peak_flops(device_name: str, dtype: str) -> float | None:
     """Dense peak of a device in FLOP/s, or None where it is not known: then no utilisation can be given.
 
@@ -43,8 +48,9 @@ def peak_flops(device_name: str, dtype: str) -> float | None:
     """
     words = device_name.replace("-", " ").split()
     for name, peaks in _PEAKS:
-        if all(word in words for word in name.split()) and dtype in peaks:
-            return peaks[dtype] * 1e12
+        if set(name.split()) <= set(words):
+            other = _OTHER_MODELS & set(words) - set(name.split())
+            return None if other or dtype not in peaks else peaks[dtype] * 1e12
     return None
 
 

@@ -1,8 +1,13 @@
 """Parameters, floating-point operations and cache bytes of a decoder, from its structure."""
 
+import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
 
 import torch
+from torch import nn
 
 from efficientllm.models.config import DecoderConfig
 from efficientllm.models.decoder import Decoder
@@ -15,12 +20,10 @@ class Counts:
     Args:
         total: All, a tied matrix once.
         active: Those that take part in computing one token: of a mixture, the experts that a token is sent to.
-        embedding: The token embedding, which is also the output head where they are tied.
     """
 
     total: int
     active: int
-    embedding: int
 
 
 def count_parameters(model: DecoderConfig | Decoder) -> Counts:
@@ -32,10 +35,27 @@ def count_parameters(model: DecoderConfig | Decoder) -> Counts:
         for block in decoder.blocks()
         for part in (block.mixer, block.feedforward)
     )
-    return Counts(total, total - idle, decoder.embed_tokens.num_embeddings * decoder.embed_tokens.embedding_dim)
+    return Counts(total, total - idle)
 
 
-def flops_per_token(config: DecoderConfig, context: float, training: bool) -> float:
+def bytes_in_memory(module: nn.Module) -> int:
+    """Bytes of parameters and buffers, and of the scales that bitsandbytes keeps beside packed weights."""
+    tensors: dict[int, torch.Tensor] = {}
+
+    def keep(value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            tensors[id(value)] = value
+        elif dataclasses.is_dataclass(value) or hasattr(value, "absmax"):
+            for part in vars(value).values():
+                keep(part)
+
+    for value in (*module.parameters(), *module.buffers()):
+        keep(value)
+        keep(getattr(value, "quant_state", None))
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def flops_per_token(config: DecoderConfig, contexts: Iterable[float], *, training: bool, scored: float = 1.0) -> float:
     """Floating-point operations that the mathematics of one token asks for; a multiply and an add are two.
 
     Counted are the matrices that multiply (the head included, look-ups and norms not) and the attention over the
@@ -45,20 +65,21 @@ def flops_per_token(config: DecoderConfig, context: float, training: bool) -> fl
 
     Args:
         config: The decoder.
-        context: Tokens that the token attends to, itself included; for a causal window of T tokens the mean is
-            (T + 1) / 2 (`mean_causal_context`).
+        contexts: For each of the tokens that the mean is taken over, how many it attends to, itself included: 1 to T for
+            a causal window of T tokens. The mean of the contexts would not do, as sparse attention is not linear in them.
         training: Whether to count forward and backward.
+        scored: Share of the tokens whose logits are asked for; in tuning, those that bear loss.
     """
     decoder = _skeleton(config)
-    forward = 2.0 * config.hidden_size * config.vocabulary_size
+    seen = tuple(contexts)
+    forward = scored * 2.0 * config.hidden_size * config.vocabulary_size
+    means: dict[tuple[torch.Size, ...], float] = {}  # layers of the same matrices are counted once
     for block in decoder.blocks():
-        forward += block.mixer.flops_per_token(context) + block.feedforward.flops_per_token()
+        shapes = tuple(parameter.shape for parameter in block.mixer.parameters())
+        if shapes not in means:
+            means[shapes] = fmean(map(block.mixer.flops_per_token, seen))
+        forward += means[shapes] + block.feedforward.flops_per_token()
     return 3 * forward if training else forward
-
-
-def mean_causal_context(length: int) -> float:
-    """Tokens that a token of a causal window of `length` tokens attends to on average."""
-    return (length + 1) / 2
 
 
 def cache_bytes_per_token(config: DecoderConfig, bytes_per_element: int) -> int:

@@ -4,15 +4,13 @@ Each module of `components/{blocks,mixers,positions,feedforwards}` exposes its c
 """
 
 import importlib
-from typing import Any, Literal
+from typing import Any
 
-from efficientllm.config.load import component_names
+from efficientllm.config.load import ComponentKind, components
 from efficientllm.errors import unknown_name
 
-Kind = Literal["block", "mixer", "position", "feedforward"]
 
-
-def component(kind: Kind, name: str) -> Any:
+def component(kind: ComponentKind, name: str) -> Any:
     """Imports a component.
 
     Args:
@@ -25,7 +23,7 @@ def component(kind: Kind, name: str) -> Any:
     Raises:
         ParameterError: There is no such component.
     """
-    known = component_names(f"components/{kind}s")
+    known = components(kind)
     if name not in known:
         raise unknown_name(kind, name, known)
     return importlib.import_module(f"efficientllm.components.{kind}s.{name}").COMPONENT

@@ -1,6 +1,6 @@
 """The full description of a decoder; free of torch, so that light programs can read it."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, get_origin
 
 from efficientllm.errors import ArtifactError, did_you_mean, shown
@@ -95,6 +95,11 @@ class DecoderConfig:
     def field_names(cls) -> list[str]:
         """Lists the fields' names in their order."""
         return [field.name for field in fields(cls)]
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """Returns the values of the fields that a description may leave out."""
+        return {field.name: field.default for field in fields(cls) if field.default is not MISSING}
 
 
 def _kind(annotation: Any) -> Any:

@@ -178,7 +178,8 @@ class Decoder(nn.Module):
             input_ids_bt: Token ids `[B, T]`: whole sequences, or with a cache the tokens that follow it.
             cache: Filled with this chunk; None computes whole sequences without one.
             padding_mask: Boolean `[B, T]`, True where a token is real; None where all are. Padding is never attended
-                to and does not count as a position.
+                to and does not count as a position; behind real tokens it may stand in attention alone, since Mamba-2 and
+                RWKV-7 mix each token with those that stand before it.
 
         Returns:
             Normalized hidden states `[B, T, C]`.
@@ -236,9 +237,18 @@ class Decoder(nn.Module):
         *,
         cache: DecodingCache | None = None,
         padding_mask: torch.Tensor | None = None,
+        balanced: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Returns `hidden_states` and the weighted auxiliary loss, for a caller that projects in its own way."""
+        """Returns `hidden_states` and the weighted auxiliary loss, for a caller that projects in its own way.
+
+        Args:
+            input_ids_bt: As for `hidden_states`, and so are the cache and the padding mask.
+            cache: The cache.
+            padding_mask: The padding mask.
+            balanced: Tokens that count in the auxiliary loss `[B, T]`; by default those that are no padding.
+        """
         span = span_behind(input_ids_bt, cache, padding_mask)
+        span.balanced_bt = span.padding_mask_bt if balanced is None else balanced
         hidden_btc = self.position.embed(self.embed_tokens(input_ids_bt), span)
         share(span, hidden_btc, self.position, self._mixer)
         auxiliary_loss: torch.Tensor | None = None
@@ -275,6 +285,11 @@ class Decoder(nn.Module):
             return []
         self._twin_generators = TwinGenerators(len(self.layers), device)
         return self._twin_generators.all()
+
+    @property
+    def balances_experts(self) -> bool:
+        """Whether training adds a loss that depends on which experts the tokens are sent to."""
+        return any(block.feedforward.balances_experts for block in self.blocks())
 
     def _draws_random_numbers(self) -> bool:
         """Whether training draws any: an adapter's dropout may."""

@@ -69,7 +69,8 @@ def to_transformers(decoder: Decoder) -> "LlamaForCausalLM | MixtralForCausalLM"
                 **shared,
                 num_local_experts=options.experts,
                 num_experts_per_tok=options.experts_per_token,
-                router_aux_loss_coef=options.load_balancing_weight,
+                # theirs pools all layers' tokens where ours adds the layers up: close to each other, not equal
+                router_aux_loss_coef=options.load_balancing_weight * config.layers,
             )
         )
     else:

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import nn
 
-from efficientllm.config.options import checked_options
+from efficientllm.config.options import NoOptions, checked_options
 from efficientllm.config.schema import Section
 from efficientllm.errors import ParameterError
 from efficientllm.models.config import DecoderConfig
@@ -34,6 +34,7 @@ class Span:
         start: Tokens already in the cache.
         length: Tokens of this pass.
         padding_mask_bt: True where a token of this pass is real; None where all are.
+        balanced_bt: True where a token counts in the balancing of a mixture's experts; None where all do.
         positions_bt: Position of each token, counting real ones only; None where it is `start`, `start + 1`, ...
         key_positions_bs: The same of every key, cached ones included; None as above.
         key_real_bs: Whether each key is a real token; None where all are.
@@ -50,6 +51,7 @@ class Span:
     start: int
     length: int
     padding_mask_bt: torch.Tensor | None = None
+    balanced_bt: torch.Tensor | None = None
     positions_bt: torch.Tensor | None = None
     key_positions_bs: torch.Tensor | None = None
     key_real_bs: torch.Tensor | None = None
@@ -70,10 +72,6 @@ class Span:
         return self.start + self.length
 
 
-class NoOptions(Section):
-    """A component without parameters of its own."""
-
-
 class Component(nn.Module):
     """Base of mixers, positional encodings and feed-forward layers.
 
@@ -91,6 +89,8 @@ class Component(nn.Module):
     """What the fast implementation is, as records show it; None where there is but one."""
     compiles_on_cpu: bool = True
     """Whether torch.compile's programs for a CPU train it rightly."""
+    undecayed: tuple[str, ...] = ()
+    """Own parameters of two dimensions that are no matrices, but vectors side by side or a table: weight decay leaves them out."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -185,6 +185,8 @@ class Feedforward(Component, ABC):
     """Transforms each token."""
 
     kind = "feedforward"
+    balances_experts: bool = False
+    """Whether its auxiliary loss depends on which experts the tokens are sent to."""
 
     @abstractmethod
     def forward(

@@ -22,6 +22,8 @@ class BlockCompression(nn.Module):
         width: D, width of a key, of the hidden layer and of the result.
     """
 
+    undecayed = ("position",)
+
     def __init__(self, block: int, width: int) -> None:
         super().__init__()
         self.position = nn.Parameter(torch.empty(block, width))

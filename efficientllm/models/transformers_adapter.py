@@ -13,13 +13,13 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from efficientllm.data.packing import IGNORED
 from efficientllm.errors import ArtifactError, ParameterError
+from efficientllm.files import MISSING_REMEDY
 from efficientllm.models.cache import DecodingCache
 from efficientllm.models.config import DecoderConfig
 from efficientllm.models.decoder import Decoder
 from efficientllm.models.weights import MODEL_TYPE, load_decoder
-
-_IGNORED_LABEL = -100
 
 
 class EfficientLLMConfig(PretrainedConfig):
@@ -51,8 +51,8 @@ class EfficientLLMConfig(PretrainedConfig):
     mixer_options: dict[str, Any] | None = None
     position_options: dict[str, Any] | None = None
     feedforward_options: dict[str, Any] | None = None
-    embedding_deviation: float = 0.02
-    norm_epsilon: float = 1e-6
+    embedding_deviation: float = DecoderConfig.embedding_deviation
+    norm_epsilon: float = DecoderConfig.norm_epsilon
     # the decoder ties its head itself: there is no second tensor that Transformers would have to tie
     tie_word_embeddings: bool = False
     use_cache: bool = True
@@ -126,7 +126,7 @@ class EfficientLLMForCausalLM(PreTrainedModel, GenerationMixin):
 
         path = pretrained_model_name_or_path
         if isinstance(path, Path) and not path.is_dir():
-            raise ArtifactError(f"{path} is missing: run `dvc repro`, or `dvc checkout` where it is in the cache")
+            raise ArtifactError(f"{path} is missing: {MISSING_REMEDY}")
         wants_information = kwargs.pop("output_loading_info", False)
         try:
             model, found = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
@@ -211,8 +211,8 @@ class EfficientLLMForCausalLM(PreTrainedModel, GenerationMixin):
         logits = self.decoder.project(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
         loss = None
         if labels is not None:
-            shifted = F.pad(labels[:, 1:], (0, 1), value=_IGNORED_LABEL)[:, -logits.shape[1] :]
-            loss = F.cross_entropy(logits.float().flatten(0, 1), shifted.flatten(), ignore_index=_IGNORED_LABEL)
+            shifted = F.pad(labels[:, 1:], (0, 1), value=IGNORED)[:, -logits.shape[1] :]
+            loss = F.cross_entropy(logits.float().flatten(0, 1), shifted.flatten(), ignore_index=IGNORED)
             loss = loss if auxiliary_loss is None else loss + auxiliary_loss
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from efficientllm.errors import ArtifactError
-from efficientllm.files import read_json, write_bytes, write_json
+from efficientllm.files import MISSING_REMEDY, read_json, write_bytes, write_json
 from efficientllm.models.build import build_decoder
 from efficientllm.models.config import DecoderConfig
 from efficientllm.models.decoder import Decoder
@@ -21,7 +21,6 @@ RANDOM_FILE = "random-weights.json"
 _PREFIX = "decoder."
 _FLOATING = ("F32", "BF16", "F16", "F64")
 """Types that weights are computed in, as safetensors calls them; a quantized model has a form of its own."""
-_REMEDY = "run `dvc repro`, or `dvc checkout` where it is in the cache"
 
 
 def save_decoder(folder: Path, decoder: Decoder) -> None:
@@ -83,7 +82,7 @@ def read_config(folder: Path, remedy: str | None = None) -> DecoderConfig:
     content = read_json(path, remedy)
     if not isinstance(content, dict) or content.get("model_type") != MODEL_TYPE:
         raise ArtifactError(
-            f"{path} does not describe a model of EfficientLLM (model_type {MODEL_TYPE!r}): {remedy or _REMEDY}"
+            f"{path} does not describe a model of EfficientLLM (model_type {MODEL_TYPE!r}): {remedy or MISSING_REMEDY}"
         )
     if content.get("quantization_config") is not None:
         raise ArtifactError(f"{path} describes a quantized model: load it with {ARCHITECTURE}.from_pretrained")
@@ -92,7 +91,7 @@ def read_config(folder: Path, remedy: str | None = None) -> DecoderConfig:
     try:
         return DecoderConfig.from_dict({name: value for name, value in content.items() if name in known})
     except ArtifactError as error:
-        raise ArtifactError(f"{path}: {error}: {remedy or _REMEDY}") from error
+        raise ArtifactError(f"{path}: {error}: {remedy or MISSING_REMEDY}") from error
 
 
 def check_decoder(folder: Path, remedy: str | None = None) -> None:
@@ -159,7 +158,7 @@ def _seed(folder: Path, remedy: str | None = None) -> int:
     path = folder / RANDOM_FILE
     content = read_json(path, remedy)
     if not isinstance(content, dict) or type(content.get("seed")) is not int:
-        raise ArtifactError(f"{path} names no seed: {remedy or _REMEDY}")
+        raise ArtifactError(f"{path} names no seed: {remedy or MISSING_REMEDY}")
     return int(content["seed"])
 
 
@@ -174,14 +173,14 @@ def _without_weights(folder: Path, remedy: str | None = None) -> Decoder:
     decoder = build_decoder(read_config(folder, remedy), device="meta")
     path = folder / WEIGHTS_FILE
     if not path.is_file():
-        raise ArtifactError(f"{path} is missing: {remedy or _REMEDY}")
+        raise ArtifactError(f"{path} is missing: {remedy or MISSING_REMEDY}")
     try:
         with safe_open(path, framework="pt") as stored:
             slices = {name: stored.get_slice(name) for name in stored.keys()}  # noqa: SIM118 - it is no mapping
             found = {name: (tuple(part.get_shape()), str(part.get_dtype())) for name, part in slices.items()}
     except (SafetensorError, OSError) as error:
-        raise ArtifactError(f"{path} is damaged ({error}): {remedy or f'delete it and {_REMEDY}'}") from error
-    again = remedy or f"delete the folder and {_REMEDY}"
+        raise ArtifactError(f"{path} is damaged ({error}): {remedy or f'delete it and {MISSING_REMEDY}'}") from error
+    again = remedy or f"delete the folder and {MISSING_REMEDY}"
     expected = {_PREFIX + name: tensor for name, tensor in decoder.state_dict().items()}
     for name in sorted(expected.keys() | found.keys()):
         shape, stored_type = found.get(name, ("absent", ""))

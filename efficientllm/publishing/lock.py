@@ -1,15 +1,15 @@
 """Whether a run's files and parameters are the ones that DVC's lock files describe."""
 
-import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from efficientllm import config, paths, pipeline
+from efficientllm.cache import file_md5
+from efficientllm.config.faults import first_fault
 from efficientllm.config.load import read_yaml
-from efficientllm.errors import ArtifactError, shown
+from efficientllm.errors import ArtifactError
 from efficientllm.input_changes import value_of
 from efficientllm.ranking.results import RANKING_FILE, RESULTS_FILE, SUMMARY_FILE
 
@@ -52,20 +52,10 @@ def check_lock(configuration: config.Configuration, root: Path = Path()) -> dict
     known = {entry.path: entry.md5 for entry in (*report.outs, *report.deps, *stages["normalize"].outs)}
     for path in (paths.REPORT, paths.HARDWARE, *_TABLES):
         file = root / path
-        if not file.is_file() or hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest() != known.get(
-            str(path)
-        ):
+        if not file.is_file() or file_md5(file) != known.get(str(path)):
             raise ArtifactError(f"{path} is not the one that {pipeline.lock('report')} describes: {_REMEDY}")
     _check_parameters(configuration, stages, root)
     return written
-
-
-def replicas(configuration: config.Configuration) -> Iterator[tuple[str, str, int]]:
-    """Lists the replicas that a run asks for: axis, cell and seed of each."""
-    chosen = configuration.parameters.replicas
-    cells = [("pretrain", name) for name in chosen.architectures]
-    cells += [("tune", f"{method}-{size}") for method in chosen.methods for size in chosen.sizes]
-    return ((axis, cell, seed) for axis, cell in cells for seed in chosen.seeds)
 
 
 def _read_stages(root: Path) -> tuple[dict[str, _Stage], dict[str, Any]]:
@@ -79,10 +69,10 @@ def _read_stages(root: Path) -> tuple[dict[str, _Stage], dict[str, Any]]:
         try:
             stages |= _Lock.model_validate(content).stages
         except ValidationError as error:
-            place = ".".join(map(str, error.errors()[0]["loc"]))
-            where = f" ({shown(place)})" if place else ""
             # DVC itself does not run beside a lock file that it cannot read
-            raise ArtifactError(f"{lock} is not as DVC writes it{where}: restore or delete it, {_REMEDY}") from error
+            raise ArtifactError(
+                f"{lock} is not as DVC writes it ({first_fault(error)}): restore or delete it, {_REMEDY}"
+            ) from error
         written |= content.get("stages", {})
     return stages, written
 
@@ -106,4 +96,4 @@ def _declared(configuration: config.Configuration) -> set[str]:
     """Names of the stages of the run's cells, as the dvc.yaml files make them."""
     names = {f"{kind}{row.axis}@{row.cell}" for row in configuration.rows() for kind in ("", "measure_")}
     names |= {f"base@{size}" for size in configuration.parameters.bases}
-    return names | {f"replicate_{axis}@{cell}-{seed}" for axis, cell, seed in replicas(configuration)}
+    return names | {f"replicate_{axis}@{cell}-{seed}" for axis, cell, seed in configuration.replicas()}

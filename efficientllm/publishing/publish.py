@@ -15,7 +15,7 @@ from efficientllm.data.sources.files import fixed_part
 from efficientllm.errors import ArtifactError, ParameterError, shown
 from efficientllm.files import CHECKSUMS_FILE, read_json, size_on_disk, whole_directory, write_json, write_text
 from efficientllm.measurement.provenance import git_state
-from efficientllm.publishing.lock import check_lock, replicas
+from efficientllm.publishing.lock import check_lock
 from efficientllm.publishing.published_set import REPORT_FILE, SET_FILE, PublishedSet, write_index
 from efficientllm.publishing.revisions import RECORDS_FILE, REVISION, Revision, read_revisions
 from efficientllm.ranking.results import RANKING_FILE, RESULTS_FILE, SUMMARY_FILE
@@ -94,14 +94,15 @@ def publish(name: str | None = None, root: Path = Path()) -> Publication:
             shutil.copyfile(root / source, target / copy)
         write_text(target / RECORDS_FILE, _records(configuration, root))
         pipeline.write_lock(target / LOCK_FILE, locked)
-        revision, dirty = _measured_code(evidence)
+        revision, dirty = _measured_code(evidence, root)
         write_text(target / COMMAND_FILE, _command(chosen, configuration, revision, dirty, read_revisions(target)))
         write_json(
             target / SET_FILE,
             _description(
-                chosen, evidence, revision, dirty, [*copied.values(), RECORDS_FILE, LOCK_FILE, COMMAND_FILE]
+                chosen, evidence, revision, dirty, _day(revision, root),
+                [*copied.values(), RECORDS_FILE, LOCK_FILE, COMMAND_FILE],
             ).model_dump(),
-        )
+        )  # fmt: skip
     return Publication(
         folder, sum(1 for _ in folder.iterdir()), size_on_disk(folder), replaced, published / REPORT_FILE, write_index(published)
     )  # fmt: skip
@@ -113,21 +114,21 @@ def device(hardware: dict[str, Any]) -> str:
     return " ".join(re.sub(r"\((R|TM|C)\)|®|™", " ", name, flags=re.IGNORECASE).split())
 
 
-def _measured_code(evidence: Evidence) -> tuple[str | None, bool | None]:
+def _measured_code(evidence: Evidence, root: Path) -> tuple[str | None, bool | None]:
     """The commit that the records were measured at, and whether code differed from it; prose may have been committed since.
 
     The current one where they are of several, or of one that this repository does not have.
     """
     found = {(record.provenance.git_revision, record.provenance.git_dirty) for record in evidence.records.values()}
     measured = next(iter(found))
-    known = measured[0] is not None and REVISION.fullmatch(measured[0]) and _day(measured[0]) is not None
-    return measured if len(found) == 1 and known else git_state()
+    known = measured[0] is not None and REVISION.fullmatch(measured[0]) and _day(measured[0], root) is not None
+    return measured if len(found) == 1 and known else git_state(root)
 
 
 def _records(configuration: config.Configuration, root: Path) -> str:
     """All records of the run's cells and their replicas as one JSON list, a record on each line."""
     files = dict.fromkeys(paths.record(row.axis, row.cell) for row in configuration.rows())
-    further = [paths.replica(axis, cell, seed) for axis, cell, seed in replicas(configuration)]
+    further = [paths.replica(axis, cell, seed) for axis, cell, seed in configuration.replicas()]
     lines = [
         json.dumps(read_json(root / path), sort_keys=True, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
         for path in (*files, *further)
@@ -198,7 +199,7 @@ cp "$here/{PROFILE_FILE}" {shlex.quote(f"{paths.PROFILES / configuration.paramet
 
 
 def _description(
-    name: str, evidence: Evidence, revision: str | None, dirty: bool | None, files: list[str]
+    name: str, evidence: Evidence, revision: str | None, dirty: bool | None, committed: str | None, files: list[str]
 ) -> PublishedSet:
     results = {(result.axis, result.cell, result.metric): result for result in evidence.results}.values()
     versions = {record.provenance.versions.get("torch") for record in evidence.records.values()} - {None}
@@ -211,7 +212,7 @@ def _description(
         efficientllm=__version__,
         revision=revision,
         revision_dirty=dirty,
-        committed=_day(revision),
+        committed=committed,
         cells=len(evidence.records),
         failed=sum(record.status == "failed" for record in evidence.records.values()),
         measured=sum(result.source == "measured" for result in results if result.value is not None),
@@ -222,10 +223,13 @@ def _description(
     )
 
 
-def _day(revision: str | None) -> str | None:
+def _day(revision: str | None, root: Path) -> str | None:
+    """The day of a commit; None where git does not know it, or is missing."""
     if revision is None:
         return None
-    shown = subprocess.run(
-        ["git", "show", "-s", "--format=%cs", revision], capture_output=True, text=True, timeout=10, check=False
-    )
-    return shown.stdout.strip() or None
+    command = ["git", "show", "-s", "--format=%cs", revision]
+    try:
+        found = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=10, check=False)
+    except (subprocess.SubprocessError, OSError):
+        return None
+    return found.stdout.strip() or None

@@ -6,7 +6,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from efficientllm.errors import ArtifactError, shown
+from efficientllm.config.faults import first_fault
+from efficientllm.errors import ArtifactError
 from efficientllm.files import check_directory, read_json, write_text
 from efficientllm.publishing.revisions import Revision, read_revisions
 
@@ -67,10 +68,7 @@ def _read_set(folder: Path) -> PublishedSet:
     try:
         found = PublishedSet.model_validate(read_json(path, remedy))
     except ValidationError as error:
-        fault = error.errors()[0]
-        place = ".".join(map(str, fault["loc"]))
-        what = f"{shown(place)}: {fault['msg']}" if place else "it is no JSON object"
-        raise ArtifactError(f"{path} does not describe a published set ({what}): {remedy}") from error
+        raise ArtifactError(f"{path} does not describe a published set ({first_fault(error)}): {remedy}") from error
     if found.name != folder.name:
         raise ArtifactError(f"{path} describes {found.name!r}: publish again instead of renaming the folder")
     check_directory(folder, remedy)

@@ -14,7 +14,7 @@ from torch import nn
 from efficientllm.config.schema import Section
 from efficientllm.errors import ArtifactError, CellFailure, first_line
 from efficientllm.models.decoder import Decoder
-from efficientllm.models.weights import cast_weights, save_decoder
+from efficientllm.models.weights import CONFIG_FILE, cast_weights, save_decoder
 from efficientllm.quantization.precision import Precision, require_type
 
 KEPT_LAYERS = (
@@ -214,11 +214,11 @@ def _stored_type(folder: Path) -> torch.dtype:
     """The type of what is not quantized."""
     from efficientllm.files import read_json
 
-    description = read_json(folder / "config.json")
+    description = read_json(folder / CONFIG_FILE)
     name = description.get("dtype") if isinstance(description, dict) else None
     found = getattr(torch, str(name), None)
     if not isinstance(found, torch.dtype):
-        raise ArtifactError(f"{folder / 'config.json'} names no dtype: run `dvc repro` again")
+        raise ArtifactError(f"{folder / CONFIG_FILE} names no dtype: run `dvc repro` again")
     return found
 
 

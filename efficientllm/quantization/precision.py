@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from efficientllm.config.load import component_names
-from efficientllm.config.options import checked_options
+from efficientllm.config.options import NoOptions, checked_options
 from efficientllm.config.schema import Section
 from efficientllm.errors import CellFailure, first_line, unknown_name
 from efficientllm.models.decoder import Decoder
@@ -66,10 +66,6 @@ class Precision(ABC):
         Raises:
             CellFailure: The hardware lacks the type.
         """
-
-
-class NoOptions(Section):
-    """A precision without parameters."""
 
 
 class CastPrecision(Precision):

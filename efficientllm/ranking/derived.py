@@ -7,6 +7,7 @@ from efficientllm import paths
 from efficientllm.files import check_directory, read_json
 from efficientllm.metrics import metric
 from efficientllm.records import Record, Value
+from efficientllm.registry import cell_name
 from efficientllm.telemetry import CURVE_FILE, RUN_FILE, Curve, read_curve
 
 _KEY = "energy_to_lora_loss"
@@ -70,7 +71,7 @@ def _curve(cell: str, root: Path) -> Curve | None:
 
 
 def _added(record: Record, curves: Mapping[str, Curve], root: Path) -> Record:
-    reference = f"lora-{record.size}"
+    reference = cell_name("lora", record.size)
     if record.cell not in curves:
         return _missing(record, "its training left no curve")
     if reference not in curves:

@@ -9,6 +9,7 @@ from typing import Any
 from efficientllm import paths
 from efficientllm.errors import ArtifactError, ParameterError, unknown_name
 from efficientllm.metrics import metric
+from efficientllm.ranking.rank import Estimate
 from efficientllm.ranking.results import RESULTS_FILE
 
 _WORKSPACE = "workspace"
@@ -22,17 +23,13 @@ class Experiment:
 
     Args:
         name: Its name in `dvc exp show`; the branch, for the commit that experiments start from.
-        value: The metric, None where it is missing.
-        ci_low: Lower end of its 95 % interval, where there is one.
-        ci_high: Upper end.
-        reason: Why the value is missing.
+        estimate: The metric, None where it is missing.
+        reason: Why it is missing.
         changed: The parameters in which the compared experiments differ, as this one had them.
     """
 
     name: str
-    value: float | None
-    ci_low: float | None
-    ci_high: float | None
+    estimate: Estimate | None
     reason: str | None
     changed: dict[str, Any]
 
@@ -66,7 +63,7 @@ def compare_experiments(axis: str, cell: str, metric_key: str) -> Sweep:
     from celery.exceptions import CeleryError  # type: ignore[import-untyped]
     from dvc.exceptions import DvcException
 
-    higher = metric(metric_key).direction == "higher"
+    sign = -1 if metric(metric_key).direction == "higher" else 1
     try:
         listed = [entry for entry in dvc.api.exp_show() if entry["rev"] != _WORKSPACE]
     except DvcException as error:
@@ -101,7 +98,9 @@ def compare_experiments(axis: str, cell: str, metric_key: str) -> Sweep:
     revisions = {entry["Experiment"] or entry["rev"]: entry["rev"] for entry in shown}
     changed = _differences({name: _flat(dvc.api.params_show(rev=revisions[name])) for name in lines})
     found = [_experiment(name, line, changed[name]) for name, line in lines.items()]
-    found.sort(key=lambda one: (one.value is None, (one.value or 0) * (-1 if higher else 1), one.name))
+    found.sort(
+        key=lambda one: (one.estimate is None, 0.0 if one.estimate is None else sign * one.estimate.value, one.name)
+    )
     return Sweep(found, left_out)
 
 
@@ -111,28 +110,23 @@ def describe(sweep: Sweep, metric_key: str) -> list[str]:
     lines = [f"{entry.label}{f' ({entry.unit})' if entry.unit else ''}, {entry.direction} is better"]
     width = max(len(experiment.name) for experiment in experiments)
     for experiment in experiments:
-        shown = "missing: " + str(experiment.reason) if experiment.value is None else f"{experiment.value:.4g}"
-        if experiment.ci_low is not None and experiment.ci_high is not None:
-            shown += f" [{experiment.ci_low:.4g}, {experiment.ci_high:.4g}]"
+        found = experiment.estimate
+        shown = f"missing: {experiment.reason}" if found is None else f"{found.value:.4g}"
+        if found is not None and found.low is not None and found.high is not None:
+            shown += f" [{found.low:.4g}, {found.high:.4g}]"
         changed = "  ".join(f"{name}={value}" for name, value in experiment.changed.items())
         lines.append(f"  {experiment.name:{width}s}  {shown:32s}  {changed}".rstrip())
     if sweep.left_out:
         lines.append(f"left out, without results of their own: {_counts(sweep.left_out)}")
-    best = experiments[0]
-    if best.value is not None:
-        tied = [other.name for other in experiments[1:] if _overlap(best, other)]
-        lines.append(f"best: {best.name}" + (f"; not told apart from it: {', '.join(tied)}" if tied else ""))
+    name, best = experiments[0].name, experiments[0].estimate
+    if best is not None:
+        tied = [other.name for other in experiments[1:] if other.estimate is not None and best.overlaps(other.estimate)]
+        lines.append(f"best: {name}" + (f"; not told apart from it: {', '.join(tied)}" if tied else ""))
     return lines
 
 
 def _counts(left_out: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {state}" for state, count in sorted(left_out.items()))
-
-
-def _overlap(first: Experiment, second: Experiment) -> bool:
-    if None in (first.ci_low, first.ci_high, second.ci_low, second.ci_high):
-        return False
-    return bool(first.ci_low <= second.ci_high and second.ci_low <= first.ci_high)  # type: ignore[operator]
 
 
 def _table(revision: str, axis: str) -> list[dict[str, str]]:
@@ -175,6 +169,6 @@ def _experiment(name: str, line: Mapping[str, str], changed: dict[str, Any]) -> 
     def number(column: str) -> float | None:
         return float(line[column]) if line[column] else None
 
-    return Experiment(
-        name, number("value"), number("ci_low"), number("ci_high"), line["missing_reason"] or None, changed
-    )
+    value = number("value")
+    estimate = None if value is None else Estimate(value, number("ci_low"), number("ci_high"))
+    return Experiment(name, estimate, line["missing_reason"] or None, changed)

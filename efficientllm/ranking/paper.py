@@ -40,6 +40,7 @@ class Agreement:
         tau: Kendall's tau-b over the techniques that both rank: 1 for the same order, -1 for the reverse.
         techniques: Those techniques, in the run's order.
         disagreements: The pairs that the two order differently; a pair to which either gives equal ranks is none.
+        tied: How many of the other pairs the run cannot tell apart.
         reason: Why there is no tau.
     """
 
@@ -49,6 +50,7 @@ class Agreement:
     tau: float | None
     techniques: tuple[str, ...]
     disagreements: tuple[Disagreement, ...]
+    tied: int
     reason: str | None = None
 
 
@@ -100,7 +102,9 @@ def _agreement(place: tuple[str, str, str], published: dict[str, int], column: d
     ]
     disagreements = tuple(Disagreement(paper, run, paper in column[run].tied_with) for paper, run in pairs)
     tau, reason = _tau([published[name] for name in found], list(found.values()))
-    return Agreement(*place, tau, tuple(found), disagreements, reason)
+    tied = sum(second in column[first].tied_with for first, second in combinations(found, 2))
+    others = tied - sum(pair.tied for pair in disagreements)
+    return Agreement(*place, tau, tuple(found), disagreements, others, reason)
 
 
 def _tau(published: list[int], found: list[int]) -> tuple[float | None, str | None]:

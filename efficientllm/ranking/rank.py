@@ -28,10 +28,10 @@ class Estimate:
 
     def overlaps(self, other: "Estimate") -> bool:
         """Says whether the two closed intervals share a point; see `ties` for what an interval is here."""
-        (low, high), (other_low, other_high) = self._resolved(), other._resolved()
+        (low, high), (other_low, other_high) = self.resolved(), other.resolved()
         return low <= other_high and other_low <= high
 
-    def _resolved(self) -> tuple[float, float]:
+    def resolved(self) -> tuple[float, float]:
         """Returns the ends of the interval, at least `RESOLUTION` of the value wide where there is one."""
         low, high = self.bounds()
         half = 0.0 if self.low is None and self.high is None else RESOLUTION / 2 * abs(self.value)

@@ -1,5 +1,6 @@
 """Quality over several seeds: the records of a run, with the replicas that params.yaml asks for worked in."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,12 +27,11 @@ def read_run(configuration: Configuration, root: Path = Path()) -> dict[tuple[st
         ArtifactError: A record is missing or breaks the contract.
     """
     records = read_records(configuration.rows(), root)
-    replicas = configuration.parameters.replicas
-    cells = [("pretrain", name) for name in replicas.architectures]
-    cells += [("tune", f"{method}-{size}") for method in replicas.methods for size in replicas.sizes]
-    for axis, cell in cells if replicas.seeds else []:
-        found = [read_replica(root / paths.replica(axis, cell, seed)) for seed in replicas.seeds]
-        records[axis, cell] = over_seeds(records[axis, cell], found)
+    found: dict[tuple[str, str], list[Replica]] = defaultdict(list)
+    for axis, cell, seed in configuration.replicas():
+        found[axis, cell].append(read_replica(root / paths.replica(axis, cell, seed)))
+    for key, replicas in found.items():
+        records[key] = over_seeds(records[key], replicas)
     return with_energy_to_loss(records, root)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from efficientllm import metrics, paths, registry
 from efficientllm.errors import ArtifactError
-from efficientllm.files import csv_text
+from efficientllm.files import UNREADABLE_REMEDY, csv_text
 from efficientllm.ranking.normalize import normalize
 from efficientllm.ranking.rank import Estimate, ranks, ties
 from efficientllm.ranking.tiers import Tier, tiers
@@ -96,7 +96,7 @@ def read_records(rows: Iterable[registry.Row], root: Path = Path()) -> dict[tupl
         path = root / paths.record(row.axis, row.cell)
         record = read_record(path)
         if (record.axis, record.cell) != (row.axis, row.cell):
-            raise ArtifactError(f"{path} describes {record.axis}@{record.cell}: delete it and run `dvc repro` again")
+            raise ArtifactError(f"{path} describes {record.axis}@{record.cell}: {UNREADABLE_REMEDY}")
         found[row.axis, row.cell] = record
     return found
 

@@ -22,9 +22,9 @@ def rank_stability(
 
     Each draw gives every row a value that its 95 % interval makes plausible: Student's t about the point estimate with
     n - 1 degrees of freedom (normal where n is not known), scaled so that each end of the interval is its 97.5 % point on
-    that side. Drawing anew from the repeats themselves would be too sure: of three repeats it can only make values between
-    the lowest and the highest (docs/measurement.md). Rows are drawn independently; what all rows of a run share is
-    in neither the intervals nor this.
+    that side; as for `rank.ties`, an interval is at least `rank.RESOLUTION` of its value wide. Drawing anew from the repeats
+    themselves would be too sure: of three repeats it can only make values between the lowest and the highest
+    (docs/measurement.md). Rows are drawn independently; what all rows of a run share is in neither the intervals nor this.
 
     Args:
         estimates: The rows of one group and metric; None where a row has no value.
@@ -110,7 +110,7 @@ _Loss = tuple[float, float, float, int]
 
 def _loss(estimate: Estimate, direction: Direction) -> _Loss:
     """Point, lower end, upper end and n of an estimate (0: not known), negated where higher is better."""
-    low, high = estimate.bounds()
+    low, high = estimate.resolved()  # the interval that ties are judged by: a tied rank is not sure
     n = estimate.n if estimate.n is not None and estimate.n > 1 else 0
     return (estimate.value, low, high, n) if direction == "lower" else (-estimate.value, -high, -low, n)
 

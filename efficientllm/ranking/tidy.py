@@ -5,19 +5,25 @@ import io
 import math
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TypeVar, get_args
 
 from efficientllm.errors import DataError, abridged, did_you_mean, shown
 from efficientllm.metrics import Direction
 from efficientllm.ranking.directions import known_direction
+from efficientllm.records import Source
+
+_Name = TypeVar("_Name", bound=str)
 
 REQUIRED = ("group", "technique", "metric", "value")
 OPTIONAL = ("axis", "model", "direction", "unit", "ci_low", "ci_high", "n")
 # what the pipeline's results.csv has beyond these
 _FURTHER = ("source", "missing_reason")
 _NAMES = ("axis", "group", "technique", "metric", "model")
+_DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
+_SOURCES: tuple[Source, ...] = get_args(Source)
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _LARGEST = 1e150  # squares and sums of what is allowed stay finite
@@ -42,7 +48,7 @@ class Line:
     ci_high: float | None = None
     n: int | None = None
     unit: str = ""
-    source: str | None = None
+    source: Source | None = None
     reason: str | None = None
 
 
@@ -156,7 +162,7 @@ def _directions(cells: list[tuple[int, dict[str, str]]], name: str) -> dict[tupl
     for number, cell in cells:
         if not cell["direction"]:
             continue
-        direction = _choice(cell["direction"].lower(), f"{name}, line {number}")
+        direction = _choice(cell, "direction", _DIRECTIONS, f"{name}, line {number}")
         first, earlier = stated.setdefault((cell["axis"], cell["metric"]), (number, direction))
         if earlier != direction:
             raise DataError(
@@ -203,13 +209,13 @@ def _check_units(cells: list[tuple[int, dict[str, str]]], name: str) -> None:
             )
 
 
-def _choice(text: str, where: str) -> Direction:
-    choices: tuple[Literal["lower", "higher"], ...] = ("lower", "higher")
+def _choice(cell: dict[str, str], column: str, choices: Sequence[_Name], where: str) -> _Name:
+    text = cell[column].lower()
     for choice in choices:
         if text == choice:
             return choice
     raise DataError(
-        f"{where}, column 'direction': unknown {shown(text)}; {did_you_mean(text, choices)}known: lower, higher"
+        f"{where}, column {column!r}: unknown {shown(text)}; {did_you_mean(text, choices)}known: {', '.join(choices)}"
     )
 
 
@@ -228,10 +234,10 @@ def _line(number: int, cell: dict[str, str], direction: Direction, where: str) -
             )
     if n is not None and (n < 1 or n != int(n)):
         raise DataError(f"{where}, column 'n': {abridged(cell['n'])} is not a count of repeats: 1, 2, 3, ...")
+    source = _choice(cell, "source", _SOURCES, where) if cell["source"] else None
     return Line(
         number, cell["axis"], cell["group"], cell["technique"], cell["metric"], cell["model"], direction, value, low, high,
-        None if n is None else int(n), cell["unit"], cell["source"] if cell["source"] in ("measured", "modelled") else None,
-        cell["missing_reason"] or None,
+        None if n is None else int(n), cell["unit"], source, cell["missing_reason"] or None,
     )  # fmt: skip
 
 

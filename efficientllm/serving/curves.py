@@ -17,7 +17,7 @@ from efficientllm.device import synchronize
 from efficientllm.errors import CellFailure
 from efficientllm.measurement.energy import EnergyMeter
 from efficientllm.measurement.memory import GIB
-from efficientllm.measurement.subjects import bytes_in_memory
+from efficientllm.models.accounting import bytes_in_memory
 from efficientllm.models.decoder import Decoder
 from efficientllm.serving.bandwidth import Bandwidth
 from efficientllm.serving.engine import GreedyEngine

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from efficientllm.measurement.subjects import bytes_in_memory
+from efficientllm.models.accounting import bytes_in_memory
 from efficientllm.models.cache import BlockState, DecodingCache
 from efficientllm.models.decoder import Decoder
 from efficientllm.models.interfaces import Block

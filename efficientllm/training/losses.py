@@ -7,7 +7,7 @@ Cut Cross-Entropy (Wijmans et al. 2024, arXiv 2411.09009): the logits of one chu
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
@@ -20,6 +20,8 @@ from efficientllm.data.packing import IGNORED
 from efficientllm.device import to_device
 from efficientllm.models.decoder import Decoder
 
+EVALUATION_BATCH = 32
+"""Held-out sequences that a training run evaluates together."""
 _CHUNK_BYTES = 1 << 30
 
 _Elementwise: TypeAlias = Callable[
@@ -78,24 +80,18 @@ def token_losses(logits_btv: torch.Tensor, labels_bt: torch.Tensor) -> torch.Ten
     return flat.view(labels_bt.shape)
 
 
-def hidden_token_losses(
-    decoder: Decoder, hidden_btc: torch.Tensor, labels_bt: torch.Tensor, chunk: int | None = None
-) -> torch.Tensor:
-    """`token_losses` from hidden states, for evaluation: without gradients, logits exist a chunk at a time.
+def mean_loss(decoder: Decoder, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> float:
+    """Mean cross-entropy of held-out batches in nats per predicted token.
 
     Args:
-        decoder: The model; its head may be of any kind.
-        hidden_btc: Its hidden states `[B, T, C]`, as `Decoder.hidden_states` returns them.
-        labels_bt: Token ids `[B, T]`, `IGNORED` where there is no loss.
-        chunk: Positions in a chunk; by default `default_chunk`.
-
-    Returns:
-        Losses `[B, T]`, 0 at ignored positions.
+        decoder: The model, on the device of the batches.
+        batches: Inputs `[B, T]` and the token after each of them `[B, T]`, `IGNORED` where there is no loss.
     """
-    rows = chunk or default_chunk(decoder.embed_tokens.num_embeddings)
-    pieces = zip(hidden_btc.flatten(0, 1).split(rows), labels_bt.flatten().split(rows), strict=True)
-    losses = [token_losses(decoder.project(hidden_nc[None]), labels_n[None])[0] for hidden_nc, labels_n in pieces]
-    return torch.cat(losses).view(labels_bt.shape)
+    total, count = 0.0, 0
+    for inputs_bt, labels_bt in batches:
+        total += float(token_losses(decoder(inputs_bt).logits, labels_bt).sum())
+        count += int((labels_bt != IGNORED).sum())
+    return total / count
 
 
 def training_loss(
@@ -114,7 +110,12 @@ def training_loss(
         The loss to minimise (with the mixture of experts' balancing loss, where there is one), and the cross-entropy
         alone, detached.
     """
-    hidden_btc, auxiliary_loss = decoder.hidden_states_and_loss(inputs_bt)
+    balanced = None
+    if decoder.balances_experts and isinstance(labels, torch.Tensor):
+        balanced = _before_padding(labels)
+        whole = balanced.device.type == "cpu" and bool(balanced.all())  # on a GPU the host would wait to learn it
+        balanced = None if whole else to_device(balanced, inputs_bt.device)
+    hidden_btc, auxiliary_loss = decoder.hidden_states_and_loss(inputs_bt, balanced=balanced)
     hidden_nc = hidden_btc.flatten(0, 1)
     found = labels if isinstance(labels, Targets) else targets(labels, hidden_nc.device)
     head: nn.Module = decoder.embed_tokens if decoder.lm_head is None else decoder.lm_head
@@ -127,6 +128,11 @@ def training_loss(
     loss = loss * weight
     total = loss if auxiliary_loss is None else loss + auxiliary_loss
     return total, loss.detach()
+
+
+def _before_padding(labels_bt: torch.Tensor) -> torch.Tensor:
+    """True up to each sequence's last label, which is that of an answer's end: what follows is padding."""
+    return (labels_bt != IGNORED).flip(1).cummax(dim=1).values.flip(1)
 
 
 class TrainingLoss(nn.Module):

@@ -9,24 +9,39 @@ from torch import nn
 
 from efficientllm.config.schema import TrainingSettings
 from efficientllm.errors import CellFailure
+from efficientllm.models.decoder import Decoder
 
 
 def parameter_groups(model: nn.Module, settings: TrainingSettings) -> list[dict[str, Any]]:
     """Splits the trainable parameters: matrices decay; vectors (norms, biases, magnitudes) and embeddings do not.
 
     An embedding's row gets a gradient only when its token occurs, and its scale is that of activations, not of a
-    matrix; so it wants a learning rate of its own (`embedding_learning_rate_scale`).
+    matrix; so it wants a learning rate of its own (`embedding_learning_rate_scale`). One that is the output head too gets a
+    gradient for every token, and is a matrix. Vectors side by side, which a module lists as `undecayed`, are vectors.
 
     Args:
         model: The model; frozen parameters are left out.
         settings: Supplies the matrices' decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101) and the scale.
     """
-    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    embeddings = [parameter for parameter in trainable if id(parameter) in tables]
-    matrices = [parameter for parameter in trainable if parameter.ndim >= 2 and id(parameter) not in tables]
-    vectors = [parameter for parameter in trainable if parameter.ndim < 2]
-    groups = [
+    tables, vectors_by_name = set[int](), set[int]()
+    for module in model.modules():
+        vectors_by_name |= {id(getattr(module, name)) for name in getattr(module, "undecayed", ())}
+        if isinstance(module, nn.Embedding):
+            tables.add(id(module.weight))
+    for module in model.modules():
+        if isinstance(module, Decoder) and module.lm_head is None:
+            tables.discard(id(module.embed_tokens.weight))
+    embeddings, matrices, vectors = list[nn.Parameter](), list[nn.Parameter](), list[nn.Parameter]()
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            continue
+        if id(parameter) in tables:
+            embeddings.append(parameter)
+        elif parameter.ndim < 2 or id(parameter) in vectors_by_name:
+            vectors.append(parameter)
+        else:
+            matrices.append(parameter)
+    groups: list[dict[str, Any]] = [
         {"params": embeddings, "weight_decay": 0.0, "lr_scale": settings.embedding_learning_rate_scale},
         {"params": matrices, "weight_decay": settings.weight_decay},
         {"params": vectors, "weight_decay": 0.0},

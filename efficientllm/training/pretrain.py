@@ -6,8 +6,8 @@ import torch
 
 from efficientllm import paths
 from efficientllm.config import Configuration
-from efficientllm.data.manifest import read_manifest
-from efficientllm.data.packing import IGNORED, evaluation_windows, open_split, training_batch
+from efficientllm.data.manifest import MANIFEST_FILE, read_manifest
+from efficientllm.data.packing import evaluation_windows, open_split, training_batch
 from efficientllm.data.tokenizer import copy_tokenizer
 from efficientllm.device_lock import claimed
 from efficientllm.distributed.world import is_first
@@ -17,14 +17,12 @@ from efficientllm.models.config import DecoderConfig
 from efficientllm.models.decoder import Decoder
 from efficientllm.models.weights import save_decoder, save_random
 from efficientllm.training.fingerprint import fingerprint
-from efficientllm.training.losses import token_losses
+from efficientllm.training.losses import EVALUATION_BATCH, mean_loss
 from efficientllm.training.optimizer import parameter_groups
 from efficientllm.training.recorded_gradients import Batch
 from efficientllm.training.run import train
 from efficientllm.training.telemetry import write_untrained
 from efficientllm.training.trainer import Trainer, TrainingTask
-
-_EVALUATION_BATCH = 32
 
 
 def pretraining_config(configuration: Configuration, name: str) -> DecoderConfig:
@@ -63,13 +61,9 @@ def pretraining_trainer(configuration: Configuration, name: str, decoder: Decode
         return window[:, :-1], window[:, 1:]
 
     def evaluate() -> float:
-        total, count = 0.0, 0
-        for start in range(0, len(held_out), _EVALUATION_BATCH):
-            window = torch.as_tensor(held_out[start : start + _EVALUATION_BATCH], device=device)
-            inputs, labels = window[:, :-1].clamp_min(0), window[:, 1:]
-            total += float(token_losses(decoder(inputs).logits, labels).sum())
-            count += int((labels != IGNORED).sum())
-        return total / count
+        starts = range(0, len(held_out), EVALUATION_BATCH)
+        windows = (torch.as_tensor(held_out[start : start + EVALUATION_BATCH], device=device) for start in starts)
+        return mean_loss(decoder, ((window[:, :-1].clamp_min(0), window[:, 1:]) for window in windows))
 
     own = configuration.profile.architectures[name]
     decoder.select_kernel(own.kernel)
@@ -106,7 +100,7 @@ def pretrain(configuration: Configuration, name: str) -> None:
             print("; ".join(f"{part}: {kernel}" for part, kernel in trainer.kernels().items()))
         identity = fingerprint(
             model=config.to_dict(), training=settings.model_dump(), seed=seed,
-            learning_rate=trainer.task.learning_rate, data=file_hash(paths.DATA / "manifest.json"),
+            learning_rate=trainer.task.learning_rate, data=file_hash(paths.DATA / MANIFEST_FILE),
         )  # fmt: skip
         tokens = settings.batch_size * settings.gradient_accumulation * settings.sequence_length
         train(trainer, "pretrain", name, identity, tokens, lambda: _save(decoder, paths.artifact("pretrain", name)))

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from efficientllm.config.schema import TrainingSettings
+from efficientllm.data.packing import IGNORED
 from efficientllm.device import autocast_type, to_device
 from efficientllm.distributed import world
 from efficientllm.errors import CellFailure, Terminated
@@ -110,11 +111,11 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]
         losses, tokens = [], 0
-        micro_batches = self.settings.gradient_accumulation
-        for micro in range(micro_batches):
-            batch = self.task.batch(index * micro_batches + micro)
+        count = self.settings.gradient_accumulation
+        batches = [self.task.batch(index * count + micro) for micro in range(count)]
+        for micro, (batch, weight) in enumerate(zip(batches, _shares_of_labels(batches), strict=True)):
             tokens += batch[0].numel()
-            losses.append(self._add_gradients(batch, until_next=micro + 1 < micro_batches))
+            losses.append(self._add_gradients(batch, weight, until_next=micro + 1 < count))
         norm = torch.nn.utils.clip_grad_norm_(self._trainable, self.settings.gradient_clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -155,6 +156,9 @@ class Trainer:
         if self.world is not None or self.settings.gradient_accumulation > 1:
             self._launches = "kernel by kernel: a graph would hold the work of one process and one micro-batch"
             return
+        if self.task.decoder.balances_experts and bool((self.task.batch(0)[1] == IGNORED).any()):
+            self._launches = "kernel by kernel: which tokens are balanced among the experts differs from batch to batch"
+            return
         with torch.random.fork_rng([self.device]):
             self._recorded, self._launches = recorded(
                 self._backward,
@@ -164,14 +168,15 @@ class Trainer:
                 lambda: self.task.decoder.twin_generators(self.device),
             )
 
-    def _add_gradients(self, batch: Batch, *, until_next: bool) -> torch.Tensor:
-        """Adds a micro-batch's share of a step's gradients; returns its cross-entropy."""
+    def _add_gradients(self, batch: Batch, weight: float = 1.0, *, until_next: bool) -> torch.Tensor:
+        """Adds a micro-batch's share of a step's gradients; returns its cross-entropy, times its weight."""
         replayed = None if self._recorded is None else self._recorded(batch)
         if replayed is not None:
             return replayed
-        (inputs, labels), weight = batch, 1.0
+        inputs, labels = batch
         if self.world is not None:
-            inputs, labels, weight = self.world.share(inputs, labels)
+            inputs, labels, share = self.world.share(inputs, labels)
+            weight *= share
         with self._gradients_kept(until_next=until_next):
             # labels stay where they are: the loss leaves out ignored ones without waiting for the device
             return self._backward(to_device(inputs, self.device), labels, weight)
@@ -305,3 +310,11 @@ class Trainer:
         else:
             with torch.autocast(self.device.type, dtype=self.autocast):
                 yield
+
+
+def _shares_of_labels(batches: Sequence[Batch]) -> list[float]:
+    """Weights of the micro-batches' mean losses whose mean is that over all labels, however unevenly they lie."""
+    if len(batches) == 1:  # as where a step is recorded: nothing is counted then
+        return [1.0]
+    labels = [int((labels != IGNORED).sum()) for _, labels in batches]
+    return [count * len(batches) / sum(labels) for count in labels]

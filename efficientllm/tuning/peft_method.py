@@ -5,12 +5,13 @@ PEFT and Transformers are imported only when such a method is used, for their im
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import Field
+from torch import nn
 
 from efficientllm.config.schema import Section
 from efficientllm.errors import ArtifactError
@@ -48,12 +49,21 @@ class PeftMethod(TuningMethod):
     def prepare(
         self, base: Path, options: Any, *, device: Any = "cpu", dtype: torch.dtype = torch.float32
     ) -> TunableModel:
-        """Freezes the base and injects freshly initialised adapters into its linear layers."""
+        """Freezes the base and injects freshly initialised adapters into its linear layers.
+
+        Raises:
+            CellFailure: The method cannot adapt one of the base's layers with these parameters.
+        """
         from peft import get_peft_model
 
-        from efficientllm.models.transformers_adapter import EfficientLLMForCausalLM
-
-        model = EfficientLLMForCausalLM.from_folder(base, device=device, dtype=dtype)
+        model = self._base_model(base, device, dtype)
+        layers = {
+            name: layer
+            for block in model.decoder.blocks()
+            for name, layer in block.named_modules()
+            if isinstance(layer, nn.Linear)
+        }
+        self._check_layers(layers, options)
         with silence():
             module = get_peft_model(model, self._peft_config(options))
         return TunableModel(module, model.decoder)
@@ -79,16 +89,27 @@ class PeftMethod(TuningMethod):
         from peft import PeftModel
         from safetensors import SafetensorError
 
-        from efficientllm.models.transformers_adapter import EfficientLLMForCausalLM
-
         try:
-            model = EfficientLLMForCausalLM.from_folder(base, device=device, dtype=dtype)
+            model = self._unquantized_base_model(base, device, dtype)
             with silence():
                 merged = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
         except (OSError, ValueError, SafetensorError) as error:
             raise ArtifactError(f"{folder} cannot be loaded on {base} ({error}): run `dvc repro` again") from error
         decoder: Decoder = merged.decoder
         return decoder.requires_grad_(False).eval()
+
+    def _check_layers(self, layers: Mapping[str, nn.Linear], options: Any) -> None:
+        """Raises CellFailure where the method cannot adapt one of a block's layers."""
+
+    def _base_model(self, base: Path, device: Any, dtype: torch.dtype) -> Any:
+        """Loads what the adapters are injected into."""
+        from efficientllm.models.transformers_adapter import EfficientLLMForCausalLM
+
+        return EfficientLLMForCausalLM.from_folder(base, device=device, dtype=dtype)
+
+    def _unquantized_base_model(self, base: Path, device: Any, dtype: torch.dtype) -> Any:
+        """Loads what trained adapters are merged into: the same model in plain weights."""
+        return self._base_model(base, device, dtype)
 
 
 @contextlib.contextmanager

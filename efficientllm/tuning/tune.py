@@ -9,17 +9,17 @@ import torch
 from efficientllm import paths
 from efficientllm.bases.base import base_folder
 from efficientllm.config import Configuration
+from efficientllm.data.manifest import MANIFEST_FILE
 from efficientllm.data.order import batch_positions
-from efficientllm.data.packing import IGNORED
 from efficientllm.data.prompts import EncodedExample, collate, encode_split, few_widths, fitting_width
 from efficientllm.device_lock import claimed
 from efficientllm.errors import ArtifactError
 from efficientllm.files import file_hash, read_json, whole_directory, write_json
 from efficientllm.models.decoder import Decoder
-from efficientllm.models.weights import RANDOM_FILE, has_random_weights, load_decoder
+from efficientllm.models.weights import RANDOM_FILE, WEIGHTS_FILE, has_random_weights, load_decoder
 from efficientllm.registry import cell_name
 from efficientllm.training.fingerprint import fingerprint
-from efficientllm.training.losses import token_losses
+from efficientllm.training.losses import EVALUATION_BATCH, mean_loss
 from efficientllm.training.recorded_gradients import Batch
 from efficientllm.training.run import train
 from efficientllm.training.telemetry import write_untrained
@@ -27,7 +27,6 @@ from efficientllm.training.trainer import Trainer, TrainingTask, compiles_blocks
 from efficientllm.tuning.method import TunableModel, tuning_method
 
 _DESCRIPTION = "tuning.json"
-_EVALUATION_BATCH = 32
 _JUDGED_BATCHES = 1000
 """Batches at the start of a training by whose lengths the widths of compiled programs are chosen."""
 
@@ -99,12 +98,9 @@ def collated(examples: Sequence[EncodedExample], widths: Sequence[int] = ()) -> 
 
 def answer_loss(decoder: Decoder, examples: Sequence[EncodedExample], device: torch.device) -> float:
     """Mean cross-entropy in nats per answer token."""
-    total, count = 0.0, 0
-    for start in range(0, len(examples), _EVALUATION_BATCH):
-        inputs, labels = (tensor.to(device) for tensor in collated(examples[start : start + _EVALUATION_BATCH]))
-        total += float(token_losses(decoder(inputs).logits, labels).sum())
-        count += int((labels != IGNORED).sum())
-    return total / count
+    starts = range(0, len(examples), EVALUATION_BATCH)
+    batches = (collated(examples[start : start + EVALUATION_BATCH]) for start in starts)
+    return mean_loss(decoder, ((inputs.to(device), labels.to(device)) for inputs, labels in batches))
 
 
 def tune(configuration: Configuration, method: str, size: str) -> None:
@@ -140,8 +136,8 @@ def _tune(
     trainer = tuning_trainer(configuration, method, size, model, device)
     identity = fingerprint(
         training=trainer.settings.model_dump(), base_type=settings.base_type, method=settings.methods[method].model_dump(), cell=cell,
-        seed=configuration.parameters.seed, data=file_hash(paths.DATA / "manifest.json"),
-        base=file_hash(base_folder(size) / "model.safetensors"),
+        seed=configuration.parameters.seed, data=file_hash(paths.DATA / MANIFEST_FILE),
+        base=file_hash(base_folder(size) / WEIGHTS_FILE),
     )  # fmt: skip
 
     def save() -> None:

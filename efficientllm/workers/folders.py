@@ -47,13 +47,16 @@ def make_folder(number: int, configuration: Configuration, cache: Path, root: Pa
     return folder
 
 
-def check_committed() -> None:
+def check_committed(root: Path) -> None:
     """Checks that git has what is to run.
+
+    Args:
+        root: The repository's root.
 
     Raises:
         ParameterError: Code or parameters differ from the commit, or there is none.
     """
-    revision, dirty = git_state()
+    revision, dirty = git_state(root)
     if revision is None:
         raise ParameterError("workers run what git has, and this folder has no commit: git init, git add, git commit")
     if dirty:

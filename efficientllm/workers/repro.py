@@ -38,7 +38,7 @@ def repro(count: int | None, targets: Sequence[str] = (), root: Path = Path()) -
         ArtifactError: A stage failed; the others have run.
     """
     configuration = config.load(root)
-    check_committed()
+    check_committed(root)
     strategy = configuration.profile.parallel.strategy
     if strategy != "none":
         raise ParameterError(

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from efficientllm.errors import unknown_name
+from efficientllm.registry import cell_name, technique_and_size
 
 CLOSING = ("normalize", "report")
 """Stages that need everything else, and are left to a last `dvc repro`."""
@@ -123,7 +124,7 @@ def _ordered(stages: Collection[str], needed_by_stage: Mapping[str, Sequence[str
 
 def _unit_of(stage: str) -> str:
     family, _, cell = stage.removeprefix(_MEASURING).partition("@")
-    return f"{family}@*-{cell.rsplit('-', 1)[-1]}" if family in _BY_SIZE else f"{family}@{cell}"
+    return f"{family}@{cell_name('*', technique_and_size(cell)[1])}" if family in _BY_SIZE else f"{family}@{cell}"
 
 
 def _unit(name: str, stages: list[str], order: list[str], above: dict[str, set[str]]) -> Unit:

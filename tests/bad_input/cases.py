@@ -254,7 +254,7 @@ PROFILE_CASES = [
     in_profile("models/small/hidden_size", 12, "even width", "change hidden_size"),
     in_profile("models/small/layers", 10**6, "models.small.layers", "less than or equal to 1024"),
     in_profile("models/small/vocabulary_size", 300, "vocabulary_size", "512"),
-    in_profile("models/small", GONE, "size of architecture dense_small", "known: large, medium"),
+    in_profile("models/small", GONE, "of architecture dense_small", "known: large, medium"),
     in_profile("models", {}, "'models'", "at least 1"),
     in_profile("data/source", "web", "data.source", "'huggingface'"),
     in_profile("data/source", "files", "data.source", "data.files"),

@@ -106,9 +106,24 @@ def test_a_gguf_file_without_the_package(run: Path, monkeypatch: pytest.MonkeyPa
         run / "model.gguf", llama(vocabulary, tie_word_embeddings=True), load_tokenizer(run / "tokenizer").backend
     )
     monkeypatch.setattr("transformers.modeling_gguf_pytorch_utils.is_gguf_available", lambda *_: False)
-    with pytest.raises(ParameterError, match=r"model.gguf needs a package more .*pip install -e '.\[gguf\]'") as caught:
+    with pytest.raises(
+        ParameterError, match=r"model.gguf needs another package .*pip install -e '.\[gguf\]'"
+    ) as caught:
         make_base(configuration(run / "model.gguf"), "small")
     assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_without_a_package_names_that_package(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise ModuleNotFoundError("No module named 'sentencepiece'", name="sentencepiece")
+
+    llama(tokenizer_folder(run / "checkpoint")).save_pretrained(run / "checkpoint")
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", refuse)
+    with pytest.raises(ParameterError) as caught:
+        make_base(configuration(run / "checkpoint"), "small")
+    assert str(caught.value).endswith(
+        "checkpoint needs another package (No module named 'sentencepiece'): install sentencepiece"
+    )
 
 
 def test_other_families_are_refused_by_name(run: Path) -> None:
@@ -125,7 +140,7 @@ def test_other_families_are_refused_by_name(run: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("hub: a/b\nrevision: main\n", r"base.yaml: revision: .*pattern.*the file's keys are hub, revision"),
+        ("hub: a/b\nrevision: main\n", r"base.yaml: 'revision': .*pattern.*the file's keys are hub, revision"),
         ("package: no-such-package\nversion: '1'\nfile: a.gguf\nsha256: " + "a" * 64, "pip install no-such-package==1"),
         ("package: pytest\nversion: 0.0.1\nfile: a.gguf\nsha256: " + "a" * 64, "is installed, but the file names"),
         ("- 1\n", r"names none, or several, of hub, package, shape: exactly one"),

@@ -320,12 +320,15 @@ def test_records_are_exported_and_imported(
     assert code == 0
     assert out.splitlines()[:2] == [
         "1 record imported",
-        "whether they are of this machine's kind is not known before `dvc repro probe` has written hardware.json",
+        "whether they are from this kind of machine is not known until `dvc repro probe` has written hardware.json",
     ]
     (other / "hardware.json").write_bytes(b"another")
-    assert "1 of them from hardware that differs from hardware.json" in run(capsys, "import-records", archive)[1]
+    assert (
+        "1 of them was measured on different hardware than hardware.json describes"
+        in run(capsys, "import-records", archive)[1]
+    )
     (other / "hardware.json").write_bytes(b"H")
-    assert "differs" not in run(capsys, "import-records", archive)[1]
+    assert "different hardware" not in run(capsys, "import-records", archive)[1]
     code, _, err = run(capsys, "import-records", "none.tar.gz")
     assert (code, err) == (1, "error: none.tar.gz does not exist\n")
     monkeypatch.chdir(tmp_path)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from efficientllm.cli import main
+from efficientllm.errors import ParameterError
 from efficientllm.workers import repro as workers
 
 ROOT = Path(__file__).parents[2]
@@ -32,11 +33,17 @@ def test_targets_and_workers_are_checked_first(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(workers, "check_committed", lambda: None)
+    monkeypatch.setattr(workers, "check_committed", lambda root: None)
     monkeypatch.setattr(workers, "_pipeline", lambda root: (NEEDED, root))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert main(["repro", *arguments, "--workers", str(10**23)]) == 1
     assert capsys.readouterr() == ("", f"error: {message}\n")
+
+
+def test_workers_need_a_commit_of_the_folder_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(ParameterError, match="this folder has no commit"):
+        workers.check_committed(tmp_path)
 
 
 def test_a_pipeline_that_dvc_cannot_read(
@@ -50,7 +57,7 @@ def test_a_pipeline_that_dvc_cannot_read(
     for name in ("params.yaml", "profiles"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(workers, "check_committed", lambda: None)
+    monkeypatch.setattr(workers, "check_committed", lambda root: None)
     assert main(["repro", "--workers", "1"]) == 1
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)

@@ -3,8 +3,8 @@ import pytest
 
 from efficientllm.data.prompts import (
     EncodedExample,
+    _encode,
     collate,
-    encode_example,
     encode_questions,
     encode_split,
     few_widths,
@@ -21,6 +21,10 @@ def tokenizer():
 
 
 EXAMPLE = Example("Era?", "abcdef", "17", ("17", "180"), "era", "d")
+
+
+def encode_example(tokenizer, example, maximum_length):
+    return _encode(tokenizer, [example], maximum_length, "the example")[0]
 
 
 def test_the_template_by_hand(tokenizer):

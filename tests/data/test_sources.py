@@ -139,7 +139,7 @@ def test_a_field_that_the_dataset_lacks(streamed):
 
 def test_the_extra_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(DataError, match=r"efficientllm\[hub\]"):
+    with pytest.raises(DataError, match=r"pip install -e '\.\[hub\]'"):
         read_hub(hub())
 
 

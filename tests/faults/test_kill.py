@@ -36,8 +36,8 @@ def test_killed_stage(copy: Project, name: str) -> None:
             assert killed.returncode in (137, -9), killed.stdout
             if killed.returncode == 137:  # its cell was another process, which it outlived
                 assert killed.stdout.splitlines()[-1] == (
-                    "error: the cell's process was ended by SIGKILL, as the system does where memory runs out: run the same "
-                    "command again to go on"
+                    "error: the cell's process was killed by SIGKILL, which the system sends when memory runs out: run the same "
+                    "command again to continue"
                 )
             assert leftovers(copy), "the kill came too early or too late"
             for other in OUTPUTS[name]:

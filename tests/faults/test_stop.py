@@ -56,7 +56,7 @@ def assert_told(project: Project, output: str, steps: int = 4000) -> None:
     (line,) = [line for line in output.splitlines() if line.startswith("terminated")]
     assert line == (
         f"terminated: pretrain@dense_small is saved at step {saved_step(project)} of {steps}; run the same command again to "
-        "go on"
+        "continue"
     )
     assert "Traceback" not in output
 
@@ -141,7 +141,7 @@ def test_killed_training_processes_do_not_outlive_their_launcher(copy: Project) 
     os.kill(launcher.pop(), signal.SIGKILL)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 137
-    assert "was ended by SIGKILL" in output
+    assert "was killed by SIGKILL" in output
     wait(lambda: workers(copy) == [], 20)
 
 

@@ -72,3 +72,15 @@ def test_the_interval_of_a_share_ends_at_the_whole() -> None:
     assert busy.ci_high == 100.0
     assert latency.ci_high is not None and latency.ci_high > 100.0
     assert busy.ci_low == latency.ci_low
+
+
+def test_an_accuracy_over_seeds_stays_between_none_and_all() -> None:
+    for key in ("task_accuracy", "exact_match"):
+        high = summarize(key, [96.0, 99.5, 92.0], source="measured", method="made up")
+        assert high.ci_low is not None and high.ci_low < 92.0
+        assert high.ci_high == 100.0
+        low = summarize(key, [0.0, 2.0, 1.0], source="measured", method="made up")
+        assert low.ci_low == 0.0
+        assert low.ci_high is not None and 2.0 < low.ci_high < 100.0
+    change = summarize("task_accuracy_change", [0.0, 2.0, 1.0], source="measured", method="made up")
+    assert change.ci_low is not None and change.ci_low < 0, "a difference may be negative"

@@ -53,6 +53,21 @@ def config_of(**changes: Any) -> DecoderConfig:
     return DecoderConfig(**{**fields, **changes})
 
 
+def decoder_of(**changes: Any) -> Decoder:
+    """Builds such a decoder, in evaluation mode, with weights large enough to tell errors."""
+    torch.manual_seed(0)
+    decoder = build_decoder(config_of(**changes)).eval()
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.04)  # what starts at zero would hide faults of all that feeds it
+            if parameter.dim() > 1:
+                parameter.mul_(5)
+            else:
+                parameter.uniform_(0.5, 1.5)
+    return decoder
+
+
 @pytest.fixture(scope="session")
 def make_config() -> Callable[..., DecoderConfig]:
     """Returns `config_of`."""
@@ -60,23 +75,9 @@ def make_config() -> Callable[..., DecoderConfig]:
 
 
 @pytest.fixture(scope="session")
-def make_decoder(make_config: Callable[..., DecoderConfig]) -> Callable[..., Decoder]:
-    """Returns a function that builds such a decoder, in evaluation mode, with weights large enough to tell errors."""
-
-    def make(**changes: Any) -> Decoder:
-        torch.manual_seed(0)
-        decoder = build_decoder(make_config(**changes)).eval()
-        with torch.no_grad():
-            for parameter in decoder.parameters():
-                if not parameter.any():
-                    parameter.normal_(std=0.04)  # what starts at zero would hide faults of all that feeds it
-                if parameter.dim() > 1:
-                    parameter.mul_(5)
-                else:
-                    parameter.uniform_(0.5, 1.5)
-        return decoder
-
-    return make
+def make_decoder() -> Callable[..., Decoder]:
+    """Returns `decoder_of`."""
+    return decoder_of
 
 
 @pytest.fixture

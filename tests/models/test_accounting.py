@@ -7,13 +7,14 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from efficientllm.data.packing import IGNORED
 from efficientllm.models.accounting import (
     cache_bytes_per_token,
     count_parameters,
     flops_per_token,
-    mean_causal_context,
 )
 from efficientllm.models.build import build_decoder
+from efficientllm.training.losses import training_loss
 from tests.models.conftest import FAMILIES
 
 VARIANTS: list[dict[str, Any]] = [
@@ -40,15 +41,37 @@ def test_flops_equal_the_counted(make_config, tokens, variant):
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as backward:
         output.logits.sum().backward()
     context = tokens.shape[1]
-    assert forward.get_total_flops() == tokens.numel() * flops_per_token(config, context, training=False)
+    assert forward.get_total_flops() == tokens.numel() * flops_per_token(config, [context], training=False)
     both = forward.get_total_flops() + backward.get_total_flops()
-    expected = tokens.numel() * flops_per_token(config, context, training=True)
+    expected = tokens.numel() * flops_per_token(config, [context], training=True)
     # the state before a recurrence's first token is a constant, which needs no gradient
     assert both == (pytest.approx(expected, rel=1e-3) if config.mixer == "rwkv7" else expected)
 
 
-def test_mean_context():
-    assert mean_causal_context(5) == sum(range(1, 6)) / 5
+@pytest.mark.parametrize("labelled", [1, 4, 11])
+def test_the_head_counts_for_the_tokens_that_bear_loss(make_config, tokens, labelled):
+    config = make_config()
+    decoder = build_decoder(config)
+    labels = torch.full_like(tokens, IGNORED)
+    labels[:, -labelled:] = tokens[:, -labelled:]
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
+        loss, _ = training_loss(decoder, tokens, labels)
+        loss.backward()
+    share = labelled / tokens.shape[1]
+    each = flops_per_token(config, [tokens.shape[1]], training=True, scored=share)
+    assert counted.get_total_flops() == pytest.approx(tokens.numel() * each, rel=1e-12)
+
+
+def test_causal_tokens_are_counted_one_by_one(make_config):
+    """The mean of the contexts would count more for sparse attention, which sees a part of the later ones only."""
+    sparse, dense = make_config(**FAMILIES["nsa"]), make_config()
+    contexts = range(1, 129)
+    for config in (sparse, dense):
+        each = [flops_per_token(config, [context], training=False) for context in contexts]
+        found = flops_per_token(config, contexts, training=False)
+        assert found == pytest.approx(sum(each) / len(each), rel=1e-12)
+        at_the_mean = flops_per_token(config, [64.5], training=False)
+        assert found < at_the_mean if config is sparse else found == pytest.approx(at_the_mean, rel=1e-12)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -70,4 +93,3 @@ def test_parameters(make_config):
     assert counts.total == sum(parameter.numel() for parameter in decoder.parameters())
     expert = 3 * config.hidden_size * config.intermediate_size
     assert counts.total - counts.active == config.layers * 2 * expert  # two of four experts rest
-    assert counts.embedding == 61 * 32

@@ -61,7 +61,7 @@ def test_balancing_loss_is_mixtrals(layer, padded):
         mask[1, :5] = False
     scores = F.linear(x.view(-1, 32), layer.router)
     expected = load_balancing_loss_func((scores,), 4, 2, mask.long() if padded else None)
-    _, found = layer.train()(x, Span(0, 8, padding_mask_bt=mask if padded else None), None)
+    _, found = layer.train()(x, Span(0, 8, balanced_bt=mask if padded else None), None)
     torch.testing.assert_close(found, 0.02 * expected)
 
 

@@ -16,6 +16,7 @@ from efficientllm.models.accounting import cache_bytes_per_token
 from efficientllm.models.attention import rotate
 from efficientllm.models.build import build_decoder
 from efficientllm.models.interfaces import Span
+from efficientllm.models.spans import share
 from efficientllm.models.sparse_attention import Branches, Memory, SparseLayout, sparse_attention
 from tests.models.test_decoder import check_decoding
 
@@ -120,6 +121,64 @@ def test_few_queries_gather_what_many_mask():
         one = sparse_attention(inputs[0][:, t : t + 1], memory, positions[:, t : t + 1], None, layout)
         for ours, theirs in zip(one, whole, strict=True):
             torch.testing.assert_close(ours, theirs[:, t : t + 1], rtol=1e-4, atol=1e-5)
+
+
+def logistic(x: torch.Tensor) -> torch.Tensor:
+    return 1 / (1 + (-x).exp())
+
+
+def rotated(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Rotates the pairs (i, i + D / 2) of keys or queries `[B, T, H, D]` as complex numbers."""
+    half = x.shape[-1] // 2
+    angles = positions[:, None, None] * 10000.0 ** (-torch.arange(half) / half)
+    turned = torch.complex(x[..., :half], x[..., half:]) * torch.polar(torch.ones_like(angles), angles)
+    return torch.cat((turned.real, turned.imag), dim=-1)
+
+
+def compressed(weights: dict[str, torch.Tensor], name: str, x: torch.Tensor, layout: SparseLayout) -> torch.Tensor:
+    """Equation 7: phi of the blocks that start every d tokens, `[B, N, K, D]`; each head's of its own tokens."""
+    block, stride = layout.compression_block, layout.compression_stride
+    phi = {key.split(".", 1)[1]: value for key, value in weights.items() if key.startswith(f"{name}_compression")}
+    blocks = []
+    for first in range(0, x.shape[1] - block + 1, stride):
+        marked = [x[:, first + i] + phi["position"][i] for i in range(block)]
+        inner = torch.cat(marked, dim=-1) @ phi["inner.weight"].T + phi["inner.bias"]
+        blocks.append(inner * logistic(inner) @ phi["outer.weight"].T + phi["outer.bias"])
+    return torch.stack(blocks, dim=1)
+
+
+@pytest.mark.parametrize("position", ["rope", "none"])
+def test_the_layer_follows_the_equations(make_config, mixer, position):
+    """Equation 5: the sum of the branches in sigmoid gates, whose keys and values are the paper's equations 6 to 12."""
+    length, layout = 29, LAYOUTS[0]
+    decoder = build_decoder(make_config(**NSA, position=position))
+    hidden = torch.randn(2, length, 32, requires_grad=True)
+    span = Span(0, length)
+    share(span, hidden, decoder.position, mixer)
+    found = mixer(hidden, span, None)
+
+    w = dict(mixer.named_parameters())
+    q = (hidden @ w["q_proj.weight"].T).view(2, length, 4, 8)
+    k, v = ((hidden @ w[f"{x}_proj.weight"].T).view(2, length, 3, 2, 8).unbind(dim=2) for x in "kv")
+    compressed_k, compressed_v = compressed(w, "key", k[0], layout), compressed(w, "value", v[0], layout)
+    selected_k, sliding_k = k[1], k[2]
+    if position == "rope":
+        tokens = torch.arange(float(length))
+        q, selected_k, sliding_k = (rotated(x, tokens) for x in (q, selected_k, sliding_k))
+        last_tokens = layout.compression_stride * torch.arange(compressed_k.shape[1]) + layout.compression_block - 1
+        compressed_k = rotated(compressed_k, last_tokens)
+    branches = by_equations([q, compressed_k, compressed_v, selected_k, v[1], sliding_k, v[2]], layout)
+    logits = (hidden @ w["gate_proj.weight"].T + w["gate_proj.bias"]).view(2, length, 3, 4, 1)
+    assert logits.min() < -1 and logits.max() > 2, "gates that a clamp would close or fully open"
+    mixed = sum(logistic(logits[:, :, i]) * branch for i, branch in enumerate(branches))
+    expected = mixed.flatten(2) @ w["o_proj.weight"].T
+
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    upstream = torch.randn_like(found)
+    ours, theirs = (torch.autograd.grad(x, [hidden, *w.values()], upstream) for x in (found, expected))
+    for name, gradient, wanted in zip(["hidden", *w], ours, theirs, strict=True):
+        assert gradient.abs().max() > 0, name
+        torch.testing.assert_close(gradient, wanted, rtol=1e-3, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
 
 
 def only(layer: NativeSparseAttention, branch: int) -> None:

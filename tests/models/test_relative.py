@@ -33,6 +33,45 @@ def test_bias_equals_t5(make_config, buckets, max_distance):
     assert torch.equal(found[:, visible], expected[0][:, visible])
 
 
+@pytest.mark.parametrize("kernel", ["reference", "fast"])
+def test_attention_equals_t5(make_decoder, kernel):
+    """T5's scores are not scaled: it has ours with queries of sqrt(D) times less."""
+    from transformers import T5Config
+    from transformers.models.t5.modeling_t5 import T5Attention
+
+    options = {"buckets": 8, "max_distance": 12}
+    decoder = make_decoder(mixer="mha", position="relative", position_options=options)
+    decoder.select_kernel(kernel)
+    mixer = decoder.blocks()[0].mixer
+    settings = T5Config(
+        d_model=32, d_kv=8, num_heads=4, dropout_rate=0.0, is_decoder=True, relative_attention_num_buckets=8,
+        relative_attention_max_distance=12, attn_implementation="eager",
+    )  # fmt: skip
+    theirs = T5Attention(settings, has_relative_attention_bias=True, layer_idx=0)
+    scale = 8**-0.5
+    pairs = [
+        (mixer.q_proj.weight, theirs.q.weight, scale), (mixer.k_proj.weight, theirs.k.weight, 1.0),
+        (mixer.v_proj.weight, theirs.v.weight, 1.0), (mixer.o_proj.weight, theirs.o.weight, 1.0),
+        (decoder.position.bias, theirs.relative_attention_bias.weight, 1.0),
+    ]  # fmt: skip
+    with torch.no_grad():
+        decoder.position.bias.normal_()
+        for ours, counterpart, factor in pairs:
+            counterpart.copy_(factor * ours)
+    hidden = torch.randn(2, 40, 32, requires_grad=True)
+    span = Span(0, 40)
+    share(span, hidden, decoder.position, mixer)
+    found = mixer(hidden, span, None)
+    future = torch.full((40, 40), -torch.inf).triu(1)[None, None]
+    expected, _, _ = theirs(hidden, mask=future)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    upstream = torch.randn_like(found)
+    ours = torch.autograd.grad(found, [hidden, *(weight for weight, _, _ in pairs)], upstream)
+    wanted = torch.autograd.grad(expected, [hidden, *(weight for _, weight, _ in pairs)], upstream)
+    for gradient, counterpart, factor in zip(ours, wanted, [1.0, *(factor for _, _, factor in pairs)], strict=True):
+        torch.testing.assert_close(gradient, factor * counterpart, rtol=1e-4, atol=1e-4)
+
+
 def test_the_decoder_adds_it_below_the_diagonal(make_decoder):
     decoder = make_decoder(position="relative")
     span = Span(0, 9)

@@ -310,6 +310,65 @@ def test_published_initialization(make_config):
     assert (default_rank(4096, 2.5), default_rank(128, 1.7)) == (160, 32)
 
 
+@torch.no_grad()
+def test_published_numbers(make_config):
+    """RWKV-LM's `RWKV_Tmix_x070` and `RWKV_CMix_x070`, with their names, for 8 channels and the second layer of three.
+
+    With i the channel, linear = i / 7 - 0.5, and zigzag = z |z| of the place in the head brought to [-1, 1], z.
+    """
+    options = {**FAMILIES["rwkv"]["mixer_options"], "head_size": 4, "value_rank": 32}
+    config = make_config(**{**FAMILIES["rwkv"], "mixer_options": options, "hidden_size": 8, "layers": 3})
+    mixer, feedforward = RWKV7TimeMixing(config, 1), RWKV7ChannelMixing(config, 1)
+    for parameter in (*mixer.parameters(), *feedforward.parameters()):
+        parameter.fill_(7.0)  # no number may be left as it was
+    mixer.norm.bias.zero_()  # the decoder's, as all biases'
+    mixer.initialize()
+    feedforward.initialize()
+    x_r = [1, 0.242142, 0.168762, 0.122587, 0.088278, 0.060744, 0.037631, 0.017647]  # 1 - (i / 8) ** (0.2 * 2 / 3)
+    x_w = [1, 0.712825, 0.564725, 0.444839, 0.340246, 0.245728, 0.158534, 0.076993]  # 0.9 in the place of 0.2
+    x_k = [1, 0.621071, 0.476353, 0.367276, 0.276365, 0.196947, 0.125630, 0.060413]  # 0.7
+    published = {
+        "mix": [x_r, x_w, x_k, x_k, x_w, x_r],
+        # w0: -6 + 6 (i / 7) ** (1 + 0.5 ** 0.3) + 0.5 + 2.5 zigzag
+        "decay.up.bias": [-8, -5.601328, -4.602549, -1.707935, -5.823769, -2.516931, -0.684616, 3],
+        # a0: -0.19 + 0.3 zigzag + 0.4 linear
+        "learning_rate.up.bias": [-0.69, -0.366190, -0.242381, 0.081429, -0.461429, -0.137619, -0.013810, 0.31],
+        # v0: 0.73 - 0.4 linear
+        "value.up.bias": [0.93, 0.872857, 0.815714, 0.758571, 0.701429, 0.644286, 0.587143, 0.53],
+        # k_k: 0.71 - 0.1 linear
+        "removal_scale": [0.76, 0.745714, 0.731429, 0.717143, 0.702857, 0.688571, 0.674286, 0.66],
+        "replacement_scale": [1.02] * 8,  # k_a
+        "bonus": [[-0.04] * 4] * 2,  # r_k
+        "norm.weight": [0.752898] * 8,  # ln_x: (2 / 3) ** 0.7
+        "norm.bias": [0.0] * 8,
+        "o_proj.weight": [[0.0] * 8] * 8,
+    }
+    found = dict(mixer.named_parameters())
+    for name, numbers in published.items():
+        torch.testing.assert_close(found[name], torch.tensor(numbers, dtype=torch.float32), rtol=0, atol=2e-6)
+    for part, scale in (("decay", 0.1), ("learning_rate", 0.1), ("gate", 0.1), ("value", 0.2)):
+        assert not found[f"{part}.down.weight"].any()
+        scales = torch.linalg.svdvals(found[f"{part}.up.weight"])  # orthogonal: 0.1, or 0.1 sqrt(rank / width)
+        torch.testing.assert_close(scales, torch.full_like(scales, scale), msg=part)
+    x_k = [1, 0.336850, 0.239543, 0.176131, 0.127958, 0.088661, 0.055242, 0.026032]  # 1 - (i / 8) ** ((2 / 3) ** 4)
+    torch.testing.assert_close(feedforward.mix, torch.tensor(x_k), rtol=0, atol=2e-6)
+    assert not feedforward.v_proj.weight.any()
+
+
+@torch.no_grad()
+def test_published_scales_of_the_projections(make_config):
+    """Uniform within 0.5 / sqrt(C), the keys of the time mixing within 0.05 / sqrt(C): 1/16 and 1/160 for 64 channels."""
+    torch.manual_seed(0)
+    block = build_decoder(make_config(**{**FAMILIES["rwkv"], "hidden_size": 64})).blocks()[1]
+    mixer, feedforward = block.mixer, block.feedforward
+    for projection, bound in (
+        (mixer.r_proj, 1 / 16), (mixer.k_proj, 1 / 160), (mixer.v_proj, 1 / 16), (feedforward.k_proj, 1 / 16),
+    ):  # fmt: skip
+        assert 0.99 * bound < float(projection.weight.max()) <= bound
+        assert -bound <= float(projection.weight.min()) < -0.99 * bound
+        assert float(projection.weight.std()) == pytest.approx(bound / 3**0.5, rel=0.03)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

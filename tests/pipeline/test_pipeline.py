@@ -150,8 +150,27 @@ _MEASURES = {"measure_pretrain", "measure_tune", "measure_quantize"}
             ("efficientllm/measurement/protocol.py", "_STABLE = 0.02", "_STABLE = 0.03", _MEASURES),
             ("efficientllm/reporting/templates/style.css", "{", "{ ", {"report"}),
         ],
+        [
+            (
+                "efficientllm/measurement/statistics.py",
+                "NOISY =",
+                "NOISY  =",
+                {"base", "normalize", "report", *_MEASURES},
+            ),
+        ],
+        [
+            ("efficientllm/measurement/quality.py", '"""Quality', '"""An edit. Quality', {"base", *_MEASURES}),
+        ],
+        [
+            (
+                "efficientllm/tuning/tune.py",
+                '"""Tuning',
+                '"""An edit. Tuning',
+                {"tune", "quantize", "measure_tune", "measure_quantize"},
+            ),
+        ],
     ],
-    ids=["trainings and metrics", "parameters of measuring", "code of measuring"],
+    ids=["trainings and metrics", "parameters of measuring", "code of measuring", "intervals", "quality", "tuning"],
 )
 def test_edits_run_only_what_depends_on_them(finished: Project, edits: list[tuple[str, str, str, set[str]]]) -> None:
     """`--dry` lists the stages whose own inputs changed; those behind them follow when their inputs do."""

@@ -36,20 +36,23 @@ def test_a_parameter_that_has_changed_since(run: Path, file: str, old: str, new:
 
 
 @pytest.mark.parametrize(
-    ("text", "place"),
+    ("text", "fault"),
     [
-        ("[1]", ""),
-        ("<<<<<<< HEAD\n", ""),
-        ("stages: 3\n", " ('stages')"),
-        ("stages: {report: 3}\n", " ('stages.report')"),
-        ("stages: {report: {outs: [{md5: a}]}}\n", " ('stages.report.outs.0.path')"),
-        ("stages: {report: {params: {params.yaml: 1}}}\n", " ('stages.report.params.params.yaml')"),
+        ("[1]", "it is no mapping"),
+        ("<<<<<<< HEAD\n", "it is no mapping"),
+        ("stages: 3\n", "'stages': input should be a valid dictionary"),
+        ("stages: {report: 3}\n", "'stages.report': input should be a valid dictionary"),
+        ("stages: {report: {outs: [{md5: a}]}}\n", "'stages.report.outs.0.path': field required"),
+        (
+            "stages: {report: {params: {params.yaml: 1}}}\n",
+            "'stages.report.params.params.yaml': input should be a valid dictionary",
+        ),
     ],
 )
 @pytest.mark.parametrize("lock", ["dvc.lock", "stages/tuning/dvc.lock"])
-def test_a_lock_that_dvc_did_not_write(run: Path, lock: str, text: str, place: str) -> None:
+def test_a_lock_that_dvc_did_not_write(run: Path, lock: str, text: str, fault: str) -> None:
     (run / lock).write_text(text)
-    refused(f"{lock} is not as DVC writes it{place}: restore or delete it")
+    refused(f"{lock} is not as DVC writes it ({fault}): restore or delete it")
 
 
 @pytest.mark.parametrize("missing", ["outs", "md5"])

@@ -16,6 +16,7 @@ from efficientllm import config, paths, pipeline
 from efficientllm.config.schema import FilesSource, TokenizerSettings
 from efficientllm.errors import ArtifactError, ParameterError
 from efficientllm.files import read_json, write_json
+from efficientllm.measurement.provenance import git_state
 from efficientllm.publishing.publish import _command, device, publish
 from efficientllm.publishing.published_set import PublishedSet, read_sets, render_index, write_index
 from efficientllm.publishing.revisions import Revision, read_revisions
@@ -107,6 +108,28 @@ def test_a_set_is_of_the_commit_that_was_measured(run: Path) -> None:
     command = (run / paths.PUBLISHED / "first" / "reproduce.sh").read_text()
     assert f'"$copy" {measured}' in command
     assert "several revisions" not in command
+
+
+def test_the_commit_is_that_of_the_run_wherever_it_is_published_from(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in (run / "artifacts" / "measure").rglob("*.json"):
+        measured_at(path, "f0" * 20)  # which no repository has
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    publish("first", run)
+    (found,) = read_sets(run / paths.PUBLISHED)
+    assert (found.revision, found.revision_dirty) == git_state(run)
+    assert found.revision is not None
+    assert found.committed is not None
+
+
+def test_without_git_a_set_is_of_no_commit(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(run))
+    publish("first")
+    (found,) = read_sets(run / paths.PUBLISHED)
+    assert (found.revision, found.committed) == (None, None)
 
 
 def test_a_set_that_was_measured_in_parts_names_all_its_commits(run: Path) -> None:
@@ -220,7 +243,7 @@ def test_hostile_descriptions_are_escaped() -> None:
             "hardware.json is not the one",
         ),
         (lambda run: (run / "results/metrics.json").write_text("{}"), "results/metrics.json is not the one"),
-        (lambda run: (run / "results/results.csv").write_text("x"), "does not follow from the records"),
+        (lambda run: (run / "results/results.csv").write_text("x"), "does not match the records"),
     ],
 )  # fmt: skip
 def test_a_run_that_is_not_finished_or_does_not_belong_together(run: Path, damage, message: str) -> None:
@@ -248,7 +271,7 @@ def test_a_measurement_that_is_newer_than_the_report(run: Path) -> None:
             }
         ),
     )
-    with pytest.raises(ArtifactError, match="does not follow from the records"):
+    with pytest.raises(ArtifactError, match="does not match the records"):
         publish("first")
 
 

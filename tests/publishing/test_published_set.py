@@ -43,7 +43,7 @@ def test_a_faulty_field_is_named(folder: Path, field: str, value: Any) -> None:
 
 @pytest.mark.parametrize(
     ("text", "fault"),
-    [("", "cannot be read"), ("[" * 100_000, "is nested too deeply"), ("[]", "does not describe a published set (it is no JSON object)")],
+    [("", "cannot be read"), ("[" * 100_000, "is nested too deeply"), ("[]", "does not describe a published set (it is no mapping)")],
 )  # fmt: skip
 def test_a_description_that_is_none(folder: Path, text: str, fault: str) -> None:
     (folder / SET_FILE).write_text(text)

@@ -10,14 +10,15 @@ from torch import nn
 from efficientllm import registry
 from efficientllm.config.load import read_yaml
 from efficientllm.errors import ArtifactError, CellFailure, ParameterError
-from efficientllm.measurement.subjects import bytes_in_memory, stored_bytes
+from efficientllm.measurement.parts import stored_parts
+from efficientllm.measurement.subjects import stored_bytes
+from efficientllm.models.accounting import bytes_in_memory
 from efficientllm.models.build import build_decoder
 from efficientllm.models.config import DecoderConfig
 from efficientllm.models.decoder import Decoder
 from efficientllm.models.export import to_transformers
-from efficientllm.quantization.parts import stored_parts
 from efficientllm.quantization.precision import precision
-from tests.models.conftest import FAMILIES
+from tests.models.conftest import FAMILIES, decoder_of
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "bfloat16": {},
@@ -152,26 +153,41 @@ def test_double_quantization_saves_bytes_in_the_file(tmp_path: Path) -> None:
     assert abs(saved - (linear_parameters(decoder()) / 64 * 3 - 14 * 1024)) < 14 * 100
 
 
+WIDE: dict[str, dict[str, Any]] = {
+    "mla": {"mixer_options": {"kv_lora_rank": 64, "qk_rope_head_dim": 32}},
+    "nsa": {"heads": 32, "key_value_heads": 8},
+    "mamba2": {"mixer_options": {"head_dim": 8, "state_size": 16, "chunk": 4}},
+    "rwkv": {
+        "mixer_options": {
+            **FAMILIES["rwkv"]["mixer_options"],
+            **dict.fromkeys(("decay_rank", "learning_rate_rank", "value_rank", "gate_rank"), 64),
+        },
+    },
+}
+"""What gives each linear layer inputs in multiples of 64 and outputs in multiples of 32, as some CPUs' 4-bit kernel asks."""
+
+
+# relative error of the logits by the rounding of the layers
 @pytest.mark.parametrize("family", ["mqa", "mla", "nsa", "relative", "pythia", "mamba2", "rwkv"])
-@pytest.mark.parametrize("key", ["int8", "int4"])
-def test_every_architecture_decodes_in_few_bits(key: str, family: str, make_config: Any) -> None:
-    changes = {**FAMILIES[family], "hidden_size": 64, "intermediate_size": 128}
-    if family == "rwkv":
-        ranks = ("decay_rank", "learning_rate_rank", "value_rank", "gate_rank")
-        changes["mixer_options"] = {**changes["mixer_options"], **dict.fromkeys(ranks, 64)}
-    torch.manual_seed(0)
-    model = build_decoder(make_config(**changes)).eval()
-    tokens = torch.randint(61, (2, 9))
-    try:
-        precision(key).convert(model, precision(key).options(OPTIONS[key]))
-    except CellFailure as failure:  # a CPU whose 4-bit kernel needs wide layers says so
-        assert "multiples of" in str(failure)
-        return
+@pytest.mark.parametrize(("key", "least", "most"), [("int8", 0.004, 0.08), ("int4", 0.05, 0.42)])
+def test_every_architecture_decodes_in_few_bits(key: str, least: float, most: float, family: str) -> None:
+    model = decoder_of(**{**FAMILIES[family], "hidden_size": 128, "intermediate_size": 128, **WIDE.get(family, {})})
+    tokens = torch.randint(61, (2, 9), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        exact = model(tokens).logits
+    precision(key).convert(model, precision(key).options(OPTIONS[key]))
+    packed = "Linear8bitLt" if key == "int8" else "Linear4bit"
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Linear):
+            kept = name.endswith(("lm_head", "kv_b_proj", "compression.inner", "compression.outer"))
+            assert type(layer).__name__ == ("Linear" if kept else packed), name
     with torch.no_grad():
         whole = model(tokens).logits.float()
         cache = model.new_cache(2, 9)
         pieces = [model(tokens[:, first : first + 1], cache=cache).logits.float() for first in range(9)]
-    torch.testing.assert_close(torch.cat(pieces, dim=1), whole, atol=0.05, rtol=0.05)
+    assert least < float((whole - exact).norm() / exact.norm()) < most
+    # other shapes round otherwise: up to 0.02 in int8, 0.011 in int4
+    assert float((torch.cat(pieces, dim=1) - whole).norm() / whole.norm()) < 0.04
 
 
 @pytest.mark.parametrize("key", ["int8", "int4", "fp4"])

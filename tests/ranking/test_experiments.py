@@ -12,7 +12,8 @@ from celery.exceptions import ImproperlyConfigured
 from efficientllm.cli import main
 from efficientllm.errors import ArtifactError, ParameterError
 from efficientllm.ranking.compare import compare_sets, read_result_set
-from efficientllm.ranking.experiments import _differences, compare_experiments, describe
+from efficientllm.ranking.experiments import Experiment, Sweep, _differences, compare_experiments, describe
+from efficientllm.ranking.rank import Estimate, ties
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("experiments")]
 
@@ -59,7 +60,8 @@ def test_the_best_comes_first_with_what_it_changed(repository: Path, monkeypatch
     found = sweep.experiments
     assert [entry.name for entry in found[:2]] == ["best", "near"]
     assert len(found) == 4
-    assert found[0].value == pytest.approx(1.0)
+    assert found[0].estimate is not None
+    assert found[0].estimate.value == pytest.approx(1.0)
     assert [entry.changed for entry in found] == [{"tune.rate": rate} for rate in (0.004, 0.005, 0.002, 0.009)]
     lines = describe(sweep, "task_loss")
     assert not any(line.startswith("left out") for line in lines)
@@ -174,3 +176,20 @@ def test_a_result_set_that_this_clone_does_not_hold(repository: Path, tmp_path: 
 def test_what_an_experiment_leaves_out_is_no_difference() -> None:
     parameters = {"whole": {"rate": 1, "other.rank": 8}, "narrow": {"rate": 2}}
     assert _differences(parameters) == {"whole": {"rate": 1}, "narrow": {"rate": 2}}
+
+
+@pytest.mark.parametrize(
+    ("best", "other", "tied"),
+    [
+        (Estimate(1.0, 0.9, 1.1), Estimate(1.2, 1.05, 1.35), True),
+        (Estimate(1.0, 1.0, 1.0), Estimate(1.0009, 1.0009, 1.0009), True),  # by less than the resolution
+        (Estimate(1.0, 0.9, 1.1), Estimate(1.05), True),  # a value without an interval is a point
+        (Estimate(1.0), Estimate(1.0), True),
+        (Estimate(1.0), Estimate(1.0001), False),
+        (Estimate(1.0, 0.9, 1.1), None, False),
+    ],
+)
+def test_a_sweep_tells_apart_what_a_ranking_does(best: Estimate, other: Estimate | None, tied: bool) -> None:
+    sweep = Sweep([Experiment("one", best, None, {}), Experiment("two", other, "not measured", {})], {})
+    assert describe(sweep, "task_loss")[-1] == "best: one" + ("; not told apart from it: two" if tied else "")
+    assert ties([best, other])[0] == ((1,) if tied else ())

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from efficientllm.ranking.rank import Estimate
+from efficientllm.ranking.rank import Estimate, ties
 from efficientllm.ranking.stability import DRAWS, highest_score_shares, rank_stability
 
 NUMBERS = st.integers(-20, 20).map(float)
@@ -26,6 +26,18 @@ def test_two_normal_rows_have_the_probability_of_the_difference() -> None:
     expected = 0.5 * (1 + math.erf(1 / math.sqrt(2) / math.sqrt(2)))
     found = rank_stability([Estimate(0.0, -1.96, 1.96), Estimate(1.0, -0.96, 2.96)], "lower")
     assert found == pytest.approx([expected, expected], abs=ERROR)
+
+
+def test_what_is_tied_by_the_resolution_is_not_sure() -> None:
+    """Two memories whose repeats agree to the last byte, 0.02 % apart: a tie, and so no rank that always holds."""
+    column = [Estimate(2.537301, 2.537301, 2.537301, 3), Estimate(2.537789, 2.537789, 2.537789, 3)]
+    assert ties(column) == [(1,), (0,)]
+    found = rank_stability(column, "lower")
+    assert all(share is not None and 0.5 < share < 0.95 for share in found)
+    first, second = highest_score_shares({"memory": (column, "lower")}, {"memory": 1.0})
+    assert first is not None and second is not None and second > 0.05
+    apart = [Estimate(1.0, 1.0, 1.0, 200), Estimate(1.01, 1.01, 1.01, 200)]
+    assert rank_stability(apart, "lower") == [1.0, 1.0]
 
 
 def test_few_repeats_have_heavier_tails() -> None:

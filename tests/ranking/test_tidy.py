@@ -70,6 +70,10 @@ def test_all_columns_in_any_order_and_others_are_ignored() -> None:
         (HEADER + "g,a,Performance,1\n", "name it perplexity, loss or accuracy, or add a column 'direction'"),
         ("group,technique,metric,value,direction\ng,a,x,1,lowr\n", "line 2, column 'direction': unknown 'lowr'; did you mean 'lower'?"),
         (
+            "group,technique,metric,value,source\ng,a,loss,1,measured\ng,b,loss,1,modeled\n",
+            "line 3, column 'source': unknown 'modeled'; did you mean 'modelled'? known: measured, modelled",
+        ),
+        (
             "group,technique,metric,value,direction\ng,a,x,1,lower\nh,a,x,1,higher\n",
             "line 3, column 'direction': higher is better for 'x', but line 2 says lower",
         ),

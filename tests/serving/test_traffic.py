@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from efficientllm.measurement.subjects import bytes_in_memory
+from efficientllm.models.accounting import bytes_in_memory
 from efficientllm.models.build import build_decoder
 from efficientllm.models.decoder import Decoder
 from efficientllm.serving.bandwidth import copy_bandwidth

@@ -12,9 +12,12 @@ from torch import nn
 
 from efficientllm.config.schema import TrainingSettings
 from efficientllm.data.order import batch_positions
+from efficientllm.data.packing import IGNORED
 from efficientllm.errors import CellFailure, Terminated
+from efficientllm.models.build import build_decoder
 from efficientllm.training.optimizer import learning_rate_at, parameter_groups
 from efficientllm.training.trainer import Trainer, TrainingTask
+from tests.models.conftest import FAMILIES, config_of
 
 SETTINGS = TrainingSettings(
     sequence_length=8, batch_size=2, gradient_accumulation=2, steps=12, warmup_steps=3,
@@ -26,6 +29,8 @@ SETTINGS = TrainingSettings(
 class TinyModel(nn.Module):
     """An embedding, dropout (so that the random state matters) and a head."""
 
+    balances_experts = False
+
     def __init__(self) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(16, 8)
@@ -33,7 +38,7 @@ class TinyModel(nn.Module):
         self.norm = nn.LayerNorm(8)
         self.lm_head = nn.Linear(8, 16, bias=False)
 
-    def hidden_states_and_loss(self, inputs: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def hidden_states_and_loss(self, inputs: torch.Tensor, balanced: None) -> tuple[torch.Tensor, None]:
         return self.norm(self.dropout(self.embed_tokens(inputs))), None
 
     def project(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -135,12 +140,14 @@ def test_divergence_is_a_cell_failure(tmp_path: Path) -> None:
 
 
 def test_gradient_accumulation_equals_one_large_batch() -> None:
-    """With equal token counts per micro-batch, the mean of the means is the mean."""
+    """However unevenly the labels lie, a step's loss is the mean over all of them."""
     accumulated = trainer()
     accumulated.task.model.eval()
     joined = trainer()
     joined.task.model.eval()
-    micro = [accumulated.task.batch(index) for index in (0, 1)]
+    micro = [(inputs, labels.clone()) for inputs, labels in map(accumulated.task.batch, (0, 1))]
+    micro[1][1][:, :-1] = IGNORED
+    object.__setattr__(accumulated.task, "batch", lambda index: micro[index])
     object.__setattr__(joined, "settings", SETTINGS.model_copy(update={"gradient_accumulation": 1}))
     whole = (torch.cat([micro[0][0], micro[1][0]]), torch.cat([micro[0][1], micro[1][1]]))
     object.__setattr__(joined.task, "batch", lambda index: whole)
@@ -168,6 +175,33 @@ def test_only_matrices_decay_and_the_embedding_has_its_own_rate() -> None:
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
     model.embed_tokens.weight.requires_grad_(False)
     assert len(parameter_groups(model, SETTINGS)) == 2, "a frozen embedding has no group"
+
+
+@pytest.mark.parametrize(
+    ("parts", "vectors"),
+    [
+        (FAMILIES["rwkv"], ("mixer.mix", "bonus")),
+        (FAMILIES["relative"], ("position.bias",)),
+        (FAMILIES["nsa"], ("compression.position",)),
+        ({"feedforward": "moe"}, ()),
+        ({"tie_embeddings": True}, ()),
+    ],
+    ids=["rwkv", "relative", "nsa", "moe", "tied"],
+)
+def test_vectors_side_by_side_do_not_decay_and_a_tied_head_is_a_matrix(
+    parts: dict[str, Any], vectors: tuple[str, ...]
+) -> None:
+    model = build_decoder(config_of(**{"tie_embeddings": False, **parts}))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = {
+        group["weight_decay"] > 0: group for group in parameter_groups(model, SETTINGS) if "lr_scale" not in group
+    }
+    decayed = {names[id(parameter)] for parameter in groups[True]["params"]}
+    matrices = {name for name, parameter in model.named_parameters() if parameter.ndim >= 2}
+    left_out = {name for name in matrices if name.endswith(vectors)} if vectors else set()
+    assert bool(left_out) == bool(vectors)
+    tied = parts.get("tie_embeddings", False)
+    assert decayed == matrices - left_out - (set() if tied else {"embed_tokens.weight"})
 
 
 def test_order_is_pure_and_covers_every_epoch() -> None:

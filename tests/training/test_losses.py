@@ -17,8 +17,8 @@ from efficientllm.training import losses
 from efficientllm.training.losses import (
     _LinearCrossEntropy,
     default_chunk,
-    hidden_token_losses,
     linear_cross_entropy,
+    mean_loss,
     token_losses,
     training_loss,
 )
@@ -234,16 +234,15 @@ def test_low_rank_adapters_with_a_frozen_head():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("chunk", [None, 5])
-def test_evaluation_in_chunks(chunk):
+def test_held_out_batches_count_by_their_tokens():
     decoder, (inputs, labels) = decoder_of(True).eval(), batch()
-    expected = token_losses(decoder(inputs).logits, labels)
-    hidden = decoder.hidden_states(inputs)
-    with Largest() as largest:
-        found = hidden_token_losses(decoder, hidden, labels, chunk)
-    torch.testing.assert_close(found, expected)
-    assert not found[:, :6].any() and found[:, 6:].all()
-    assert largest.elements == (VOCABULARY * 32 if chunk else labels.numel() * VOCABULARY)
+    ignored = labels.clone()
+    ignored[:, :-2] = IGNORED  # so that batches differ in how many tokens they predict
+    losses = token_losses(decoder(inputs).logits, labels)
+    kept = labels != IGNORED
+    expected = (losses.sum() + losses[:, -2:].sum()) / (kept.sum() + kept[:, -2:].sum())
+    found = mean_loss(decoder, iter([(inputs, labels), (inputs, ignored)]))
+    assert found == pytest.approx(float(expected), rel=1e-6)
 
 
 @pytest.mark.gpu

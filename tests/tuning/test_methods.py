@@ -155,6 +155,88 @@ def test_rank_stabilized_lora_is_lora_with_another_scale(base: Path) -> None:
     assert torch.equal(*outputs)
 
 
+def test_qlora_is_lora_on_the_weights_that_its_four_bits_hold(base: Path, tmp_path: Path) -> None:
+    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.nn import Linear4bit
+
+    quantized = prepared("qlora", base)
+    original = load_decoder(base)
+    packed = {name: layer for name, layer in quantized.decoder.named_modules() if isinstance(layer, Linear4bit)}
+    expected = {name for name, layer in original.named_modules() if isinstance(layer, torch.nn.Linear)} - {"lm_head"}
+    assert {name.removesuffix(".base_layer") for name in packed if name.endswith(".base_layer")} == expected
+    assert type(quantized.decoder.lm_head) is torch.nn.Linear
+    assert torch.equal(quantized.decoder.lm_head.weight, original.lm_head.weight)
+    with torch.no_grad():
+        for name in sorted(expected):
+            layer, weight = packed[f"{name}.base_layer"], original.get_submodule(name).weight
+            state = layer.weight.quant_state
+            assert (state.quant_type, state.nested, state.blocksize) == ("nf4", True, 64)
+            assert layer.weight.dtype == torch.uint8
+            assert layer.weight.numel() == weight.numel() / 2
+            weight.copy_(dequantize_4bit(layer.weight.data, state))
+    save_decoder(tmp_path, original)
+    plain = prepared("lora", tmp_path)
+
+    adapters = [
+        {name: p for name, p in model.module.named_parameters() if p.requires_grad} for model in (quantized, plain)
+    ]
+    assert adapters[0].keys() == adapters[1].keys()
+    with torch.no_grad():
+        for name, parameter in adapters[0].items():
+            parameter.normal_(std=0.1)  # B is zero at the start
+            adapters[1][name].copy_(parameter)
+    for model in (quantized, plain):
+        model.module.train()  # out of training, a CPU's product of 4-bit weights rounds its inputs
+    logits = [model.decoder(INPUTS).logits for model in (quantized, plain)]
+    torch.testing.assert_close(*logits, atol=2e-5, rtol=1e-5)
+    upstream = torch.randn_like(logits[0])
+    gradients = [torch.autograd.grad(x, list(own.values()), upstream) for x, own in zip(logits, adapters, strict=True)]
+    for name, ours, theirs in zip(adapters[0], *gradients, strict=True):
+        assert ours.any(), name
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def block_diagonal_skew(numbers: torch.Tensor, size: int) -> torch.Tensor:
+    """Skew-symmetric matrices on the diagonal, each given by its upper triangle row by row."""
+    rows, columns = torch.triu_indices(size, size, 1)
+    blocks = torch.zeros(len(numbers), size, size, dtype=numbers.dtype)
+    blocks[:, rows, columns] = numbers
+    return torch.block_diag(*(blocks - blocks.transpose(1, 2)))
+
+
+def test_oft_turns_the_inputs_of_each_weight(base: Path, tmp_path: Path) -> None:
+    """y = W R^T x, where R is Cayley's (I + Q)(I - Q)^-1 of the trained Q, up to the fourth power of Q."""
+    model = prepared("oft", base)
+    train("oft", model)
+    with torch.no_grad():
+        for name, parameter in model.module.named_parameters():
+            if "oft_R" in name:
+                parameter.mul_(0.5)  # the series stops at the fourth power
+    tuning_method("oft").save(model, tmp_path)
+    merged, original = tuning_method("oft").load(tmp_path, base), load_decoder(base)
+    identity = torch.eye(64, dtype=torch.float64)
+    x = torch.randn(5, 64)
+    names = [name for name, layer in original.named_modules() if isinstance(layer, torch.nn.Linear)]
+    for name in set(names) - {"lm_head"}:
+        layer = model.decoder.get_submodule(name)
+        numbers = layer.oft_R["default"].weight.detach().double()
+        assert numbers.shape == (8, 28)
+        q = block_diagonal_skew(numbers, 8)
+        rotation = identity + 2 * q + 2 * q @ q + 2 * q @ q @ q + q @ q @ q @ q
+        weight = original.get_submodule(name).weight.detach().double()
+        found = merged.get_submodule(name).weight.double()
+        torch.testing.assert_close(found, weight @ rotation.T, rtol=0, atol=1e-6, msg=name)
+        torch.testing.assert_close(layer(x).detach().double(), x.double() @ rotation @ weight.T, rtol=0, atol=1e-5)
+        size = float(torch.linalg.matrix_norm(q, ord=2))
+        assert 0.01 < size < 0.3
+        moved = float((found - weight).norm())
+        assert float((weight @ rotation - found).norm()) > moved, "R itself turns the other way"
+        cayley = (identity + q) @ torch.linalg.inv(identity - q)
+        assert float(torch.linalg.matrix_norm(rotation - cayley, ord=2)) < 2 * size**4
+        assert float(torch.linalg.matrix_norm(rotation.T @ rotation - identity, ord=2)) < 4 * size**4
+    assert torch.equal(merged.lm_head.weight, original.lm_head.weight)
+
+
 def test_lora_plus_gives_b_the_higher_rate(base: Path) -> None:
     model = prepared("lora_plus", base)
     implementation = tuning_method("lora_plus")

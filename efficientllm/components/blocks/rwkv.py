@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from efficientllm.models.components import Kind, component
+from efficientllm.config.load import ComponentKind
+from efficientllm.models.components import component
 from efficientllm.models.config import DecoderConfig
 from efficientllm.models.interfaces import Block, LayerState, Span
 from efficientllm.models.norms import LayerNorm
@@ -39,7 +40,7 @@ class RWKVBlock(Block):
         return LayerNorm(config.hidden_size)
 
 
-def _part(kind: Kind, name: str, config: DecoderConfig, layer: int) -> Any:
+def _part(kind: ComponentKind, name: str, config: DecoderConfig, layer: int) -> Any:
     """Builds a component, and tells it its layer where it asks for it."""
     part = component(kind, name)
     return part(config, layer) if "layer" in inspect.signature(part).parameters else part(config)

@@ -115,6 +115,7 @@ class MixtureOfExperts(Feedforward):
     Options = MixtureOptions
     reference_kernel = "loop over experts"
     fast_kernel = "grouped matrix multiplication"
+    balances_experts = True
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__(config)
@@ -172,7 +173,7 @@ class MixtureOfExperts(Feedforward):
         out_nc = (out_nkc * weights_nk.unsqueeze(-1)).sum(dim=1)
         loss = None
         if self.training:
-            real_n = None if span.padding_mask_bt is None else span.padding_mask_bt.flatten()
+            real_n = None if span.balanced_bt is None else span.balanced_bt.flatten()
             balance = load_balancing_loss(scores_ne.softmax(dim=-1), chosen_nk, real_n)
             loss = self.options.load_balancing_weight * balance
         return out_nc.view_as(hidden_btc), loss

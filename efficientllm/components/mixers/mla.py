@@ -103,7 +103,10 @@ class MultiHeadLatentAttention(Mixer):
         self, q_plain: torch.Tensor, q_rotary: torch.Tensor, cached_bsl: torch.Tensor, span: Span
     ) -> torch.Tensor:
         """The same over all cached tokens, without expanding them: q W_k^T on one side, (p latent) W_v on the other."""
-        up_hdl = self.kv_b_proj.weight.view(self.heads, self.plain_dim + self.value_dim, self.latent_dim)
+        weight = self.kv_b_proj.weight
+        if type(self.kv_b_proj) is not nn.Linear:  # adapted or packed, it is more than its weight, or the weight no matrix
+            weight = self.kv_b_proj(torch.eye(self.latent_dim, dtype=cached_bsl.dtype, device=cached_bsl.device)).T
+        up_hdl = weight.reshape(self.heads, self.plain_dim + self.value_dim, self.latent_dim)
         k_up, v_up = up_hdl.split([self.plain_dim, self.value_dim], dim=1)
         q = torch.cat((torch.einsum("bthd,hdl->bthl", q_plain, k_up), q_rotary), dim=-1).transpose(1, 2)
         keys = cached_bsl.unsqueeze(1)

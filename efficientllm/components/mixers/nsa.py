@@ -239,8 +239,8 @@ class NativeSparseAttention(Mixer):
     def new_cache(self, batch_size: int, max_length: int, dtype: torch.dtype, device: Any) -> LayerState:
         """Allocates keys and values of each branch, and those that no complete block holds yet, `[B, entries, K, D]`."""
         entries = {
-            "compressed": self.layout.compressed(max_length)
-            + 1,  # a spare one for blocks that padding leaves incomplete
+            # a spare one for blocks that padding leaves incomplete
+            "compressed": self.layout.compressed(max_length) + 1,
             "recent": self.layout.compression_block - 1,
             "selected": max_length,
             "sliding": min(self.layout.sliding_window, max_length),

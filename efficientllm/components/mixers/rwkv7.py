@@ -81,6 +81,7 @@ class RWKV7TimeMixing(Mixer):
     Options = RWKV7Options
     reference_kernel = "token-by-token recurrence"
     fast_kernel = "chunked delta rule"
+    undecayed = ("mix", "bonus")
 
     def __init__(self, config: DecoderConfig, layer: int | None = None) -> None:
         super().__init__(config)

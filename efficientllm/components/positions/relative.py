@@ -48,6 +48,7 @@ class RelativePosition(Position):
 
     Options = RelativeOptions
     biases_scores = True
+    undecayed = ("bias",)
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__(config)

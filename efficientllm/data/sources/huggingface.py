@@ -22,9 +22,7 @@ def read_hub(settings: HuggingFaceSource) -> Corpus:
     try:
         import datasets
     except ImportError as error:
-        raise DataError(
-            "data.source is 'huggingface', which needs an extra: run `pip install 'efficientllm[hub]'`"
-        ) from error
+        raise DataError("data.source is 'huggingface', which needs an extra: run `pip install -e '.[hub]'`") from error
     name = f"{settings.dataset}@{settings.revision}"
     documents, empty = [], 0
     for index, row in enumerate(_rows(datasets, settings, name)):

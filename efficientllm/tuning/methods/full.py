@@ -5,21 +5,17 @@ from typing import Any
 
 import torch
 
-from efficientllm.config.schema import Section
+from efficientllm.config.options import NoOptions
 from efficientllm.models.decoder import Decoder
 from efficientllm.models.weights import load_decoder, save_decoder
 from efficientllm.tuning.method import TunableModel, TuningMethod
-
-
-class FullOptions(Section):
-    """Full tuning has no parameters of its own."""
 
 
 class FullTuning(TuningMethod):
     """Trains all weights."""
 
     def prepare(
-        self, base: Path, options: FullOptions, *, device: Any = "cpu", dtype: torch.dtype = torch.float32
+        self, base: Path, options: NoOptions, *, device: Any = "cpu", dtype: torch.dtype = torch.float32
     ) -> TunableModel:
         """Loads the base with every parameter trainable."""
         del options
@@ -36,4 +32,4 @@ class FullTuning(TuningMethod):
         return load_decoder(folder, device=device).requires_grad_(False).eval()
 
 
-METHOD = FullTuning("full", FullOptions)
+METHOD = FullTuning("full", NoOptions)

@@ -5,12 +5,15 @@ adapter of twice the rank on the unchanged base (their section 3, "PiSSA to LoRA
 """
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import Field
+from torch import nn
 
+from efficientllm.errors import CellFailure
 from efficientllm.tuning.method import TunableModel
 from efficientllm.tuning.peft_method import LowRankOptions, PeftMethod, low_rank_config
 
@@ -40,6 +43,15 @@ class PiSSA(PeftMethod):
         # lives and is deleted with the model
         object.__setattr__(model.module, _INITIAL, folder)
         return model
+
+    def _check_layers(self, layers: Mapping[str, nn.Linear], options: Any) -> None:
+        values = {name: min(layer.in_features, layer.out_features) for name, layer in layers.items()}
+        fewest = min(values, key=values.__getitem__)
+        if options.rank > values[fewest]:
+            raise CellFailure(
+                f"tune.methods.pissa.rank is {options.rank}, and {fewest} of the base has {values[fewest]} singular values: "
+                f"set it to {values[fewest]} or less"
+            )
 
     def save(self, model: TunableModel, folder: Path) -> None:
         """Writes the difference to the start as an ordinary LoRA adapter of twice the rank."""
