@@ -18,13 +18,13 @@ repro: setup ## run the pipeline: raw text to reports/index.html
 test: setup ## run the tests, on all cores
 	python -m pytest -n auto -m "not exhaustive"
 
-test-all: setup ## run all tests, those too that inject faults for half an hour
+test-all: setup ## run all tests, including half an hour of fault injection
 	python -m pytest -n auto
 
 test-quick: setup ## run the tests that need no whole pipeline and no browser
 	python -m pytest -n auto -m "not slow"
 
-# in a folder of its own, since PyTorch on a CPU behaves otherwise where it finds Triton
+# in a folder of its own, since PyTorch on a CPU behaves differently where it finds Triton
 test-kernels: setup .triton ## run the Triton kernels' tests in Triton's interpreter, without a GPU (on Linux)
 	TRITON_INTERPRET=1 PYTHONPATH=.triton python -m pytest -n auto -m triton
 
@@ -37,7 +37,7 @@ check: setup ## lint, formatting and types
 	mypy
 
 # without the constraints, which a changed pyproject.toml may contradict; uv, since the set-up may need it
-lock: | .venv ## let .venv follow pyproject.toml and write its versions into constraints.txt
+lock: | .venv ## update .venv to pyproject.toml and write its versions into constraints.txt
 	python -m pip install --quiet -e '.[dev,hub]' uv
 	python scripts/lock.py
 

@@ -7,8 +7,10 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from efficientllm import metrics, pipeline, registry
+from efficientllm.ranking.rank import Estimate
 from efficientllm.ranking.results import Ranked, Result, to_csv
 from efficientllm.reporting.evidence import Evidence
 from efficientllm.reporting.flags import split_method
@@ -16,19 +18,22 @@ from efficientllm.reporting.groups import axes_of, cell_labels
 from efficientllm.reporting.summary import flatten
 from efficientllm.reporting.text import DASH, estimate, number, span
 
+Verdict = Literal["better", "not distinguishable", "not better"]
+"""How a figure compares with a baseline, which has no interval: not distinguishable where the figure's interval holds it."""
+
 _NUMBERS = re.compile(r"(\d+(?:\.\d+)?)")
 
 
 @dataclass(frozen=True)
 class QualityRow:
-    """One line of a quality table: a baseline, or a cell; `beats` is None where there is nothing to compare."""
+    """One line of a quality table: a baseline, or a cell; `verdict` is None where there is nothing to compare."""
 
     name: str
     value: str | None
     interval: str | None
     remark: str
     baseline: bool
-    beats: bool | None
+    verdict: Verdict | None
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class QualityTable:
 
 
 def quality_tables(evidence: Evidence) -> list[QualityTable]:
-    """Sets perplexity and bits per byte beside counting models, and task accuracy beside the commonest answer."""
+    """Compares perplexity and bits per byte with counting models, and task accuracy with the commonest answer."""
     tables = []
     for key in ("perplexity", "bits_per_byte"):
         floors = {
@@ -51,19 +56,20 @@ def quality_tables(evidence: Evidence) -> list[QualityTable]:
         }
         tables.append(
             _quality_table(
-                evidence, "pretrain", key, floors, "Pretrained models on the test split, beside models that count"
+                evidence, "pretrain", key, floors, "Pretrained models on the test split, compared with counting models"
             )
         )
     accuracy = majority_accuracy(evidence)
     floors = {} if accuracy is None else {
-        "commonest answer": (accuracy, "always the answer that is commonest in the training examples of its question")
+        "commonest answer": (accuracy, "always the most common answer among the training examples of its question")
     }  # fmt: skip
     for axis in ("tune", "quantize"):
         if axis in axes_of(evidence.rows):
             tables.append(
                 _quality_table(
                     evidence, axis, "task_accuracy", floors,
-                    f"{'Tuned' if axis == 'tune' else 'Quantized'} models on the task's test examples, beside the commonest answer",
+                    f"{'Tuned' if axis == 'tune' else 'Quantized'} models on the task's test examples, compared with always giving "
+                    "the commonest answer",
                 )
             )  # fmt: skip
     return tables
@@ -95,9 +101,16 @@ def _quality_table(
             rows.append(QualityRow(name, None, None, result.missing_reason or "", False, None))
             continue
         value, interval = estimate(result.value, result.ci_low, result.ci_high)
-        beats = None if hardest is None else result.value > hardest if higher else result.value < hardest
-        rows.append(QualityRow(name, value, interval, "", False, beats))
+        found = Estimate(result.value, result.ci_low, result.ci_high)
+        verdict = None if hardest is None else _verdict(found, hardest, entry.direction)
+        rows.append(QualityRow(name, value, interval, "", False, verdict))
     return QualityTable(entry, caption, None if hardest is None else number(hardest), rows)
+
+
+def _verdict(found: Estimate, baseline: float, direction: metrics.Direction) -> Verdict:
+    if found.overlaps(Estimate(baseline)):
+        return "not distinguishable"
+    return "better" if (found.value > baseline) == (direction == "higher") else "not better"
 
 
 @dataclass(frozen=True)

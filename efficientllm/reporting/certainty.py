@@ -1,4 +1,4 @@
-"""How sure the ranks are, and where they differ from the paper's."""
+"""How certain the ranks are, and where they differ from the paper's."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _MINUS = "\N{MINUS SIGN}"
 
 @dataclass(frozen=True)
 class Standing:
-    """A rank, how often it holds, and whom the row cannot be told from."""
+    """A rank, how often it holds, and which rows its interval overlaps."""
 
     rank: int | None
     share: str | None
@@ -57,9 +57,12 @@ def stability_finding(evidence: Evidence) -> str:
     """Says how many of the ranks hold."""
     shares = [line.stability for line in evidence.ranking if line.stability is not None]
     if not shares:
-        return "No figure of this run has an interval, so nothing says how sure its ranks are."
+        return "No figure of this run has an interval, so nothing can be said about the certainty of its ranks."
     firm, loose = sum(share >= _FIRM for share in shares), sum(share < _LOOSE for share in shares)
-    return f"Of {len(shares)} ranks that rest on intervals, {firm} hold in at least 95 % of the draws and {loose} in fewer than half."
+    return (
+        f"Of {len(shares)} ranks that rest on intervals, {firm} hold in at least {100 * _FIRM:g} % of the draws and {loose} in "
+        "fewer than half."
+    )
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class PaperColumn:
 
 @dataclass(frozen=True)
 class PaperTable:
-    """A group of the paper's table beside ours, with what the two order differently."""
+    """A group of the paper's table and ours, with the pairs that they order differently."""
 
     id: str
     group: Group
@@ -83,7 +86,7 @@ class PaperTable:
 
 
 def paper_tables(evidence: Evidence) -> Iterator[PaperTable]:
-    """Sets the paper's ranks beside this run's, group by group."""
+    """Compares the paper's ranks with this run's, group by group."""
     found: dict[tuple[str, str], list[Agreement]] = {}
     for agreement in paper_agreement(evidence.ranking):
         found.setdefault((agreement.axis, agreement.group), []).append(agreement)
@@ -128,14 +131,18 @@ def _remarks(group: Group, agreement: Agreement) -> list[str]:
         return [f"{entry.label}: {agreement.reason}."]
     pairs = len(agreement.techniques) * (len(agreement.techniques) - 1) // 2
     turned = agreement.disagreements
+    others = pairs - len(turned)
+    count = (
+        f"{agreement.tied} of {others} pair{'s' if others > 1 else ''} {'is' if agreement.tied == 1 else 'are'} tied"
+    )
     if not turned:
-        return [f"{entry.label}: the same order."] if agreement.tau == 1 else []
+        return [f"{entry.label}: the same order{f'; {count}' if agreement.tied else ''}."] if agreement.tau == 1 else []
+    all_tied = agreement.tied == others
+    unsure = "" if not agreement.tied else " All others are tied." if all_tied else f" Of the rest, {count}."
     clear = [pair for pair in turned if not pair.tied]
-    text = f"{entry.label}: {len(turned)} of {pairs} pairs stand the other way round"
+    text = f"{entry.label}: {len(turned)} of {pairs} pairs {'is' if len(turned) == 1 else 'are'} in the opposite order"
     if not clear:
-        return [
-            f"{text}, {'which this run cannot tell apart' if len(turned) == 1 else 'none of which this run can tell apart'}."
-        ]
+        return [f"{text}, {'tied here' if len(turned) == 1 else 'all tied here'}.{unsure}"]
     scale = column_scale((result.value for (_, key), result in group.results.items() if key == entry.key), entry.unit)
     described = []
     for pair in clear:
@@ -144,9 +151,9 @@ def _remarks(group: Group, agreement: Agreement) -> list[str]:
     known = any(result.ci_low is not None for (_, key), result in group.results.items() if key == entry.key)
     tied = len(turned) - len(clear)
     unit = f", in {scale.unit}" if scale.unit else ""
-    rest = f"; the other {tied if tied > 1 else 'one'} cannot be told apart here" if tied else ""
+    rest = f"; the other {f'{tied} are' if tied > 1 else 'is'} tied here" if tied else ""
     return [
-        f"{text}. {'Beyond the intervals' if known else 'Without intervals to judge by'}{unit}: {listing(described)}{rest}."
+        f"{text}. {'Beyond the intervals' if known else 'Without intervals to judge by'}{unit}: {listing(described)}{rest}.{unsure}"
     ]
 
 

@@ -1,4 +1,4 @@
-"""This run beside other result sets: value, ratio, and whether the difference is beyond the intervals."""
+"""This run compared with other result sets: value, ratio, and whether the difference is beyond the intervals."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from efficientllm import metrics, registry
 from efficientllm.ranking.compare import Compared, Comparison, ResultSet, compare_sets
 from efficientllm.reporting.evidence import Evidence
-from efficientllm.reporting.text import Scale, column_scale, estimate, number
+from efficientllm.reporting.text import Scale, column_scale, number, scaled_estimate
 
 THIS_RUN = "this run"
-"""What the run of the report is called beside others."""
+"""What the report's own run is called in a comparison."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class SetComparison:
 
 
 def compare(evidence: Evidence, sets: Sequence[ResultSet]) -> SetComparison | None:
-    """Sets the ranked metrics of this run beside those of other result sets.
+    """Compares the ranked metrics of this run with those of other result sets.
 
     Args:
         evidence: The run's evidence, for the names of its rows.
@@ -99,9 +99,7 @@ def _value(one: Comparison | None, at: int, scale: Scale) -> SetValue | None:
     own = one.values[at]
     if own.value is None:
         return SetValue(None, None, "", False, own.reason)
-    low = None if own.ci_low is None else own.ci_low * scale.factor
-    high = None if own.ci_high is None else own.ci_high * scale.factor
-    value, interval = estimate(own.value * scale.factor, low, high)
+    value, interval = scaled_estimate(own, scale)
     return SetValue(value, interval, _change(own) if at else "", own.source == "modelled", None)
 
 

@@ -112,4 +112,4 @@ def _check_table(path: Path, expected: str) -> None:
     except (OSError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{path} cannot be read ({error}): run `dvc repro normalize`") from error
     if found != expected:
-        raise ArtifactError(f"{path} does not follow from the records: run `dvc repro normalize`, then report again")
+        raise ArtifactError(f"{path} does not match the records: run `dvc repro normalize`, then `dvc repro report`")

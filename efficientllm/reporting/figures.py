@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from efficientllm.ranking.normalize import FLOOR
 from efficientllm.reporting.plot import FONT, MARKERS, Axis, Canvas, Plot, axis_over
 from efficientllm.reporting.svg import INK, MUTED, SERIES, TIER_COLORS
 from efficientllm.reporting.text import DASH
@@ -94,7 +95,7 @@ def bars(
             continue
         canvas.bar(left, at + 3.5, length * value, step - 7, TIER_COLORS[tier])
         canvas.text(left + length * value + 5, at + 5.5, f"{value:.2f}")
-    return canvas.svg(key, title, "Bars from 0.1, the worst of the group, to 1.0, the best.")
+    return canvas.svg(key, title, f"Bars from {FLOOR}, the worst of the group, to 1.0, the best.")
 
 
 def trade_off(
@@ -234,11 +235,12 @@ def clipped(text: str, most: int) -> str:
 
 
 def lines_axes(
-    x_label: str, y_label: str, series: Sequence[Line], *, log: bool = False, ticks: Sequence[float] = ()
-) -> tuple[Axis, Axis]:
-    """Lays out the axes of `lines` over everything in them."""
+    x_label: str, y_label: str, series: Sequence[Line], *, log: bool = False, ticks: Sequence[float] = (),
+    heights: Sequence[float] = (),
+) -> tuple[Axis, Axis]:  # fmt: skip
+    """Lays out the axes of `lines` over everything in them, the vertical one over `heights` where any are given."""
     xs = [x for line in series for x in line.xs]
-    ys = [y for line in series for y in line.ys]
+    ys = heights or [y for line in series for y in line.ys]
     across = axis_over(x_label, xs, log=log, margin=0.03)
     if ticks:
         across = Axis(across.label, across.low, across.high, log=across.log, ticks=tuple(ticks))

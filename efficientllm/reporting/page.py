@@ -9,9 +9,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from efficientllm import __version__, registry
+from efficientllm.measurement.statistics import NOISY
 from efficientllm.ranking.compare import ResultSet
 from efficientllm.ranking.normalize import FLOOR
 from efficientllm.ranking.paper import paper_source
+from efficientllm.ranking.rank import RESOLUTION
 from efficientllm.ranking.stability import DRAWS
 from efficientllm.ranking.tiers import tier_bounds
 from efficientllm.reporting import (
@@ -64,6 +66,7 @@ def render(evidence: Evidence, sets: Sequence[ResultSet] = ()) -> str:
         "machine": machine_facts(evidence),
         "parts": parts.parts(evidence),
         "mixed": parts.mixed_groups(evidence),
+        "cards_used": parts.cards(evidence),
         "counts": summary.counts(evidence),
         "gaps": missing.all(),
         "flags": flags.flags(evidence),
@@ -81,8 +84,8 @@ def render(evidence: Evidence, sets: Sequence[ResultSet] = ()) -> str:
         "draws": DRAWS,
         "comparison": comparison.compare(evidence, sets),
         "quality": quality,
-        "unlearned": sum(row.beats is False for table in quality for row in table.rows),
-        "compared": sum(row.beats is not None for table in quality for row in table.rows),
+        "unlearned": sum(row.verdict not in (None, "better") for table in quality for row in table.rows),
+        "compared": sum(row.verdict is not None for table in quality for row in table.rows),
         "profile": evidence.profile,
         "techniques": registry.techniques(evidence.rows),
         "methods": appendix.metric_methods(evidence),
@@ -90,6 +93,8 @@ def render(evidence: Evidence, sets: Sequence[ResultSet] = ()) -> str:
         "provenance": appendix.provenance(evidence),
         "downloads": appendix.downloads(evidence),
         "floor": FLOOR,
+        "resolution": RESOLUTION,
+        "noise_limit": NOISY,
         "tier_rules": tier_rules(evidence),
     }
     return environment.get_template("report.html.j2").render(context)

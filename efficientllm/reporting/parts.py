@@ -1,6 +1,7 @@
 """The parts that a run was measured in, where its records do not all come from one revision and one kind of machine."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +19,13 @@ class Part:
         cells: Names them, whole axes by the axis' name.
         revision: The commit, marked where there were uncommitted changes.
         machine: What its parts may differ in: cards, driver, processor, cores, memory, PyTorch.
+        cards: On how many of the machine's GPUs they were measured; 0 where the records name none.
     """
 
     cells: str
     revision: str
     machine: str
+    cards: int
 
 
 def parts(evidence: Evidence) -> list[Part]:
@@ -41,6 +44,61 @@ def mixed_groups(evidence: Evidence) -> list[str]:
         for group in groups_of(evidence)
         if len({origins[row.axis, row.cell] for row in group.rows if (row.axis, row.cell) in origins}) > 1
     ]
+
+
+def cards_of(evidence: Evidence, axis: str, cells: Iterable[str]) -> list[str]:
+    """Lists the GPUs that cells were measured on, by the identifiers that the records name; equal ones differ by some percent.
+
+    Args:
+        evidence: The run's evidence.
+        axis: The axis.
+        cells: Cells of the axis; those that failed or ran on a CPU have no card.
+    """
+    return sorted({card for cell in cells if (card := _card(evidence, (axis, cell))) is not None})
+
+
+@dataclass(frozen=True)
+class Cards:
+    """The GPUs of a run of which more than one was used.
+
+    Args:
+        count: How many.
+        kind: Their model's name where all are of one.
+        groups: Groups whose rows come from more than one, by their titles.
+        every: Whether these are all groups that have several measured rows.
+    """
+
+    count: int
+    kind: str | None
+    groups: list[str]
+    every: bool
+
+
+def cards(evidence: Evidence) -> Cards | None:
+    """Says which groups mix GPUs, whose differences then are in those of the rows; None where at most one is named."""
+    used = {card for key in evidence.records if (card := _card(evidence, key)) is not None}
+    if len(used) < 2:
+        return None
+    by_group = {
+        group.title: [card for row in group.rows if (card := _card(evidence, (row.axis, row.cell))) is not None]
+        for group in groups_of(evidence)
+    }
+    mixed = [title for title, found in by_group.items() if len(set(found)) > 1]
+    names = {
+        str(card.get("name", "GPU"))
+        for key, record in evidence.records.items()
+        if _card(evidence, key) is not None
+        for card in record.provenance.hardware.get("gpus") or []
+    }
+    return Cards(
+        len(used), names.pop() if len(names) == 1 else None, mixed,
+        len(mixed) == sum(len(found) > 1 for found in by_group.values()),
+    )  # fmt: skip
+
+
+def _card(evidence: Evidence, key: tuple[str, str]) -> str | None:
+    card = evidence.records[key].information.get("card")
+    return None if card is None else str(card)
 
 
 def revisions(evidence: Evidence) -> list[str]:
@@ -68,7 +126,8 @@ def _part(evidence: Evidence, keys: list[tuple[str, str]]) -> Part:
         elif own:
             named.append(f"{registry.AXIS_LABELS[axis]}: {cells_listing(evidence.rows, axis, own)}")
     provenance = evidence.records[keys[0]].provenance
-    return Part("; ".join(named), _revision(provenance), _machine(provenance.hardware))
+    used = {card for key in keys if (card := _card(evidence, key)) is not None}
+    return Part("; ".join(named), _revision(provenance), _machine(provenance.hardware), len(used))
 
 
 def _machine(hardware: dict[str, Any]) -> str:

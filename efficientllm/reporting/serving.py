@@ -9,7 +9,7 @@ from markupsafe import Markup
 from efficientllm.reporting.evidence import Evidence
 from efficientllm.reporting.figures import Line, lines, lines_axes, swatch
 from efficientllm.reporting.groups import Group, groups_of
-from efficientllm.reporting.text import Scale, column_scale, identifier, number
+from efficientllm.reporting.text import Scale, column_scale, identifier, listing, number
 
 _SWEEPS = (("batches", "batch", "batch size (sequences)"), ("contexts", "context", "context (tokens)"))
 # what each sweep shows: key of a point, unit of the registry of prefixes, heading
@@ -44,12 +44,22 @@ class ServingRow:
 
 
 @dataclass(frozen=True)
+class ServingPanel:
+    """A drawing, or None where its lines would all be one; `coinciding` names the rows that share a line."""
+
+    heading: str
+    svg: Markup | None
+    coinciding: str
+
+
+@dataclass(frozen=True)
 class ServingFigure:
     """A group's curves, and the points behind them."""
 
     id: str
     group: Group
-    panels: list[Markup]
+    panels: list[ServingPanel]
+    alike: str
     legend: list[tuple[Markup, str]]
     units: list[str]
     rows: list[ServingRow]
@@ -67,7 +77,8 @@ def serving_figures(evidence: Evidence) -> Iterator[ServingFigure]:
         curves = [record.information.get("serving_curves") or {} for record in records]
         if not any(found.get(sweep) for found in curves for sweep, _, _ in _SWEEPS):
             continue
-        panels = [_panel(group, curves, sweep, *shown) for sweep in _PANELS for shown in _PANELS[sweep]]
+        found = [_panel(group, curves, sweep, *shown) for sweep in _PANELS for shown in _PANELS[sweep]]
+        panels = [panel for panel in found if panel is not None]
         points = [
             (row.label, sweep, point)
             for row, found in zip(group.rows, curves, strict=True)
@@ -77,7 +88,8 @@ def serving_figures(evidence: Evidence) -> Iterator[ServingFigure]:
         scales = [_scale([point for _, _, point in points], key, unit) for key, unit in _COLUMNS]
         sources = {found["energy_source"] for found in curves if found.get("energy_source")}
         yield ServingFigure(
-            group.id("serving"), group, [panel for panel in panels if panel is not None],
+            group.id("serving"), group, [panel for panel in panels if panel.svg is not None],
+            listing(panel.heading for panel in panels if panel.svg is None),
             [(swatch(series), row.label) for series, row in enumerate(group.rows) if curves[series]],
             [scale.unit for scale in scales], [_row(label, sweep, point, scales) for label, sweep, point in points],
             "modelled" if "modelled" in sources else "measured" if sources else "missing",
@@ -86,7 +98,7 @@ def serving_figures(evidence: Evidence) -> Iterator[ServingFigure]:
 
 def _panel(
     group: Group, curves: Sequence[dict[str, Any]], sweep: str, key: str, unit: str, heading: str
-) -> Markup | None:
+) -> ServingPanel | None:
     _, position, x_label = next(entry for entry in _SWEEPS if entry[0] == sweep)
     found = {
         series: [
@@ -102,12 +114,25 @@ def _panel(
     ]
     if not drawn:
         return None
+    shared = _coinciding(drawn)
+    if len(drawn) > 1 and shared == [list(range(len(drawn)))]:
+        return ServingPanel(heading, None, "")
+    coinciding = "; ".join(listing(group.rows[drawn[at].series].label for at in one) for one in shared)
     ticks = sorted({at for line in drawn for at in line.xs})
-    return lines(
+    svg = lines(
         identifier(group.id("serving"), sweep, key), f"{group.title}: {heading.lower()}",
         "A line per technique; the table below the figure holds the same numbers.", heading,
         *lines_axes(x_label, scale.unit, drawn, log=True, ticks=ticks), drawn,
     )  # fmt: skip
+    return ServingPanel(heading, svg, coinciding)
+
+
+def _coinciding(drawn: Sequence[Line]) -> list[list[int]]:
+    """Lists the lines that lie on one another, since the table below gives them the same numbers."""
+    places: dict[tuple[Any, ...], list[int]] = {}
+    for at, line in enumerate(drawn):
+        places.setdefault((*line.xs, *map(number, line.ys)), []).append(at)
+    return [one for one in places.values() if len(one) > 1]
 
 
 def _scale(points: Sequence[dict[str, Any]], key: str, unit: str) -> Scale:

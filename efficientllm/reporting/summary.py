@@ -21,22 +21,17 @@ _SHARE: dict[str, Callable[[float], float]] = {
     "tune": lambda loss: math.exp(-loss),
     "quantize": lambda percent: percent / 100,
 }
-_VERBS = {
-    "pretrain": "trains on the least energy per token",
-    "tune": "tunes on the least",
-    "quantize": "generates on the least",
-}
+_PHASES = {"pretrain": "training", "tune": "tuning", "quantize": "generation"}
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The best row of one question on one axis; `label` is None where nothing was measured.
+    """The best row of a group in one question; `label` is None where nothing was measured.
 
-    `label` names every row that the cell serves, `short` the first of them only; `of` is the number of cells compared.
+    `group` names the group, `of` is the number of rows compared.
     """
 
-    question: str
-    symbol: str
+    group: str
     label: str | None = None
     row_id: str | None = None
     value: str | None = None
@@ -46,43 +41,63 @@ class Answer:
     doubtful: bool = False
     noisy: bool = False
     tied_with: str = ""
-    short: str = ""
-    tied_with_short: str = ""
     of: int = 0
 
 
 @dataclass(frozen=True)
+class Question:
+    """A question, the symbol of its metric, the id of what explains it, and an answer per group."""
+
+    text: str
+    symbol: str
+    meaning: str
+    target: str
+    answers: list[Answer]
+
+
+@dataclass(frozen=True)
 class Answers:
-    """The answers of one axis: a card; `absent` names the rows whose cells failed, which might have been the answer."""
+    """The questions of one axis: a card; `absent` names the rows whose cells failed, which might have been an answer."""
 
     axis: str
     label: str
     scope: str
-    answers: list[Answer]
+    questions: list[Question]
     absent: list[str]
+    on_cpu: bool
 
 
 def answers(evidence: Evidence) -> list[Answers]:
-    """Finds the best row of each axis in energy per token, speed, memory, quality per joule and quality.
+    """Finds the best row of each group in energy per token, speed, memory, quality per joule and quality.
 
-    Only cells of the reference size are compared, so that a smaller model is no answer to a question about techniques.
+    Only cells of the reference size are compared, so that a smaller model is no answer to a question about techniques; and
+    only rows of one group with each other, as in the ranking.
     """
     cards = []
     for axis in axes_of(evidence.rows):
         size = reference_size(evidence.results, axis)
         chosen = [result for result in evidence.results if result.axis == axis and result.size == size]
-        questions = (
+        asked = (
             ("Lowest energy per token", _ENERGY), ("Fastest", metrics.THROUGHPUT[axis]), ("Smallest memory", _MEMORY),
             ("Best quality", metrics.PERFORMANCE[axis]),
         )  # fmt: skip
+        groups = {(row.group, row.group_label): None for row in evidence.rows if row.axis == axis}
+        present = [(key, label) for key, label in groups if any(result.group == key for result in chosen)]
         found = [
-            _answer(question, metrics.metric(key).symbol, [result for result in chosen if result.metric == key])
-            for question, key in questions
-        ]
-        found.insert(3, _answer("Best quality per joule", "Q/J", quality_per_joule(axis, chosen)))
+            Question(
+                text, entry.symbol, entry.label, f"metric-{key}",
+                _by_group(present, [result for result in chosen if result.metric == key]),
+            )
+            for text, key in asked
+            for entry in (metrics.metric(key),)
+        ]  # fmt: skip
+        worth = _by_group(present, quality_per_joule(axis, chosen))
+        found.insert(3, Question("Best quality per joule", "Q/J", "quality per joule", "word-quality-per-joule", worth))
+        records = [evidence.records[key] for key in {(axis, result.cell) for result in chosen}]
         failed = [result for result in chosen if evidence.records[axis, result.cell].status == "failed"]
         absent = list(dict.fromkeys(_labels(chosen, result) for result in failed))
-        cards.append(Answers(axis, registry.AXIS_LABELS[axis], f"models of size {size}", found, absent))
+        on_cpu = any(not record.provenance.hardware.get("gpus") for record in records)
+        cards.append(Answers(axis, registry.AXIS_LABELS[axis], f"models of size {size}", found, absent, on_cpu))
     return cards
 
 
@@ -122,14 +137,16 @@ def quality_per_joule(axis: str, results: list[Result]) -> list[Result]:
     return joined
 
 
-def _answer(question: str, symbol: str, results: list[Result]) -> Answer:
-    own = [result for result in results if result.value is not None]
-    if measured := [result for result in own if result.source == "measured"]:
-        own = measured
-    # one candidate per cell: several rows may share it
-    candidates = list({result.cell: result for result in reversed(own)}.values())[::-1]
+def _by_group(groups: Iterable[tuple[str, str]], results: list[Result]) -> list[Answer]:
+    return [_answer(label, [result for result in results if result.group == key]) for key, label in groups]
+
+
+def _answer(group: str, results: list[Result]) -> Answer:
+    candidates = [result for result in results if result.value is not None]
+    if measured := [result for result in candidates if result.source == "measured"]:
+        candidates = measured
     if not candidates:
-        return Answer(question, symbol)
+        return Answer(group)
     estimates = [
         Estimate(result.value, result.ci_low, result.ci_high) for result in candidates if result.value is not None
     ]
@@ -137,37 +154,62 @@ def _answer(question: str, symbol: str, results: list[Result]) -> Answer:
     winner = candidates[best]
     scale = column_scale((result.value for result in candidates), winner.unit)
     value, interval = scaled_estimate(winner, scale)
-    tied = [candidates[position] for position in ties(estimates)[best]]
     return Answer(
-        question, symbol, _labels(results, winner),
-        identifier("row", winner.axis, winner.group, winner.technique), value, scale.unit, interval,
+        group, winner.label, identifier("row", winner.axis, winner.group, winner.technique), value, scale.unit, interval,
         winner.source == "modelled", bool(doubts(winner)), bool(winner.noisy),
-        listing(_labels(results, other) for other in tied), winner.label, listing(other.label for other in tied),
-        len(candidates),
+        listing(candidates[position].label for position in ties(estimates)[best]), len(candidates),
     )  # fmt: skip
 
 
-def _labels(results: list[Result], winner: Result) -> str:
-    same = (result.label for result in results if result.cell == winner.cell)
+def _labels(results: list[Result], failed: Result) -> str:
+    """Names every row that a cell serves."""
+    same = (result.label for result in results if result.cell == failed.cell)
     return " / ".join(dict.fromkeys(same))
 
 
 def finding(cards: Iterable[Answers]) -> str:
-    """Says in one sentence which techniques need the least energy per token."""
-    parts = []
-    answered = [card for card in cards if card.answers[0].label is not None]
+    """Says in one sentence which techniques use the least energy per token, and in another what a CPU's order is worth."""
+    parts = list[str]()
+    answered = [card for card in cards if _least_energy(card)]
     scopes = list(dict.fromkeys(card.scope for card in answered))
     for card in answered:
-        energy = card.answers[0]
         among = f" among {card.scope}" if len(scopes) > 1 else ""
-        tied = f", not distinguishable from {energy.tied_with_short}" if energy.tied_with else ""
-        tied += f", {len(card.absent)} failed" if card.absent else ""
-        modelled = ", modelled" if energy.modelled else ""
-        modelled += ", doubtful" if energy.doubtful else ""
-        parts.append(f"{energy.short} {_VERBS[card.axis]}{among} ({energy.value} {energy.unit}{modelled}{tied})")
+        parts.append(f"{_winners(card, first=not parts)} in {_PHASES[card.axis]}{among}{_figures(card)}")
     if not parts:
         return "No energy per token could be established: each gap is listed with its reason below."
-    return f"Among {scopes[0]}, {listing(parts)}." if len(scopes) == 1 else f"{listing(parts)}."
+    sentence = f"Among {scopes[0]}, {'; '.join(parts)}." if len(scopes) == 1 else f"{'; '.join(parts)}."
+    on_cpu = any(card.on_cpu for card in answered)
+    return f"{sentence} Measured on a CPU: another run may order close figures otherwise." if on_cpu else sentence
+
+
+def _least_energy(card: Answers) -> list[Answer]:
+    """The answers to the first question; those without a competitor only where no group has any."""
+    known = [answer for answer in card.questions[0].answers if answer.label is not None]
+    return [answer for answer in known if answer.of > 1] or known
+
+
+def _winners(card: Answers, *, first: bool) -> str:
+    """Names the winners of a card, with their groups where there are several; the verb stands in the first part only."""
+    found = _least_energy(card)
+    if len(found) == 1:
+        return f"{found[0].label}{' uses the least energy per token' if first else ''}"
+    groups = [answer.group.removesuffix(" Mechanism") for answer in found]
+    names = listing(
+        f"{answer.label} ({group}{', tied' if answer.tied_with else ''})"
+        for answer, group in zip(found, groups, strict=True)
+    )
+    return f"{names} {'use the least energy per token' if first else 'the least'} of their groups"
+
+
+def _figures(card: Answers) -> str:
+    """The value of a card's only winner, ties and doubts, in parentheses; of several, only what holds for some of them."""
+    found = _least_energy(card)
+    facts = [f"{found[0].value} {found[0].unit}"] if len(found) == 1 else []
+    facts += ["modelled"] if any(answer.modelled for answer in found) else []
+    facts += ["doubtful"] if len(found) == 1 and found[0].doubtful else []
+    facts += [f"tied with {found[0].tied_with}"] if len(found) == 1 and found[0].tied_with else []
+    facts += [f"{len(card.absent)} failed"] if card.absent else []
+    return f" ({', '.join(facts)})" if facts else ""
 
 
 @dataclass(frozen=True)

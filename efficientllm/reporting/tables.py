@@ -16,13 +16,18 @@ from efficientllm.reporting.text import Scale, column_scale, identifier, listing
 
 @dataclass(frozen=True)
 class Column:
-    """A metric as a column: its unit and prefix, and whether all of its values are modelled."""
+    """A metric as a column; `unit` is that of the stored values, `shown_unit` that of the shown ones.
+
+    `shown_unit` stands in words where the metric is a pure number. `modelled` says whether all of its values are.
+    """
 
     key: str
     symbol: str
     label: str
     description: str
     direction: str
+    unit: str
+    shown_unit: str
     scale: Scale
     modelled: bool
     performance: bool
@@ -30,7 +35,11 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """A row's standing and value in one column; `raw` and `normalized` are what a reader's weights and limits work on."""
+    """A row's standing and value in one column.
+
+    `tied_across` says that the row is tied with one of the opposite tier, so that its own is not established. `raw`, the
+    ends of the interval `low` and `high`, and `normalized` are what a reader's weights, limits and CSV file work on.
+    """
 
     gap: Gap | None
     value: str | None = None
@@ -42,8 +51,11 @@ class Cell:
     rank: int | None = None
     tier: str | None = None
     tied_with: str = ""
+    tied_across: bool = False
     stability: str | None = None
     raw: str | None = None
+    low: str | None = None
+    high: str | None = None
     normalized: str | None = None
 
 
@@ -170,9 +182,10 @@ def _estimate(group: Group, technique: str, key: str) -> Estimate | None:
 
 def _column(axis: str, entry: metrics.Metric, results: list[Result]) -> Column:
     own = [result for result in results if result.metric == entry.key and result.value is not None]
+    scale = column_scale((result.value for result in own), entry.shown_unit)
     return Column(
-        entry.key, entry.symbol, entry.label, entry.description, entry.direction,
-        column_scale((result.value for result in own), entry.unit),
+        entry.key, entry.symbol, entry.label, entry.description, entry.direction, entry.unit,
+        scale.unit or ("difference" if entry.is_difference else "per token"), scale,
         bool(own) and all(result.source == "modelled" for result in own), entry.key == metrics.PERFORMANCE[axis],
     )  # fmt: skip
 
@@ -193,14 +206,17 @@ def _cell(result: Result, standing: Ranked | None, column: Column, gaps: Gaps, g
         rank=standing.rank if standing else None,
         tier=standing.tier if standing else None,
         tied_with=tied_with(standing, group) if standing else "",
+        tied_across=_tied_across(standing, group) if standing else False,
         stability=percent(standing.stability) if standing else None,
         raw=f"{result.value:.7g}",
+        low=None if result.ci_low is None else f"{result.ci_low:.7g}",
+        high=None if result.ci_high is None else f"{result.ci_high:.7g}",
         normalized=None if scaled is None else f"{scaled:.4f}",
     )
 
 
 def _seeds(result: Result, group: Group) -> str | None:
-    """Says of how many training runs a figure is, where the group's rows differ in that or are all of several."""
+    """Says how many training runs a figure comes from, where any row of the group has several."""
     if result.seeds is not None:
         return f"{result.seeds} seeds"
     others = (other for (_, key), other in group.results.items() if key == result.metric)
@@ -212,17 +228,26 @@ def _average(standing: Ranked, group: Group) -> Cell | None:
         return None
     return Cell(
         None, f"{standing.value:.2f}", rank=standing.rank, tier=standing.tier, tied_with=tied_with(standing, group),
-        raw=f"{standing.value:.4f}",
+        tied_across=_tied_across(standing, group), raw=f"{standing.value:.4f}",
     )  # fmt: skip
 
 
 def tied_with(standing: Ranked, group: Group) -> str:
-    """Names the rows that a rank's row cannot be told from."""
+    """Names the rows whose intervals overlap that of a rank's row."""
     return listing(group.name(technique) for technique in standing.tied_with)
 
 
+def _tied_across(standing: Ranked, group: Group) -> bool:
+    """Whether a row of the highest tier is tied with one of the lowest, or the other way round."""
+    others = {group.standings[technique, standing.metric].tier for technique in standing.tied_with}
+    return (standing.tier == "high" and "low" in others) or (standing.tier == "low" and "high" in others)
+
+
 def percent(share: float | None) -> str | None:
-    """Renders a share of draws: whole percent, and never 100 % of a finite number of draws unless it is."""
+    """Renders a share of draws: whole percent, but never 0 or 100 % unless it is."""
     if share is None:
         return None
-    return f"{100 * share:.0f} %" if share in (0.0, 1.0) or 0.005 <= share <= 0.995 else f"{100 * share:.1f} %"
+    exact = round(share, 9)  # shares that are added up miss 1 by the last digit
+    if exact in (0.0, 1.0) or 0.005 <= exact <= 0.995:
+        return f"{100 * exact:.0f} %"
+    return f"{min(max(100 * exact, 0.1), 99.9):.1f} %"

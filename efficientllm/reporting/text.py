@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import median
 
+from efficientllm.ranking.compare import Compared
 from efficientllm.ranking.results import Result
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -62,7 +63,7 @@ def estimate(value: float, low: float | None = None, high: float | None = None) 
     """Renders a value and its interval with the same decimals: three digits, or up to five where these show its width.
 
     Returns:
-        The value's text, and the interval's such as "8.21-8.27" with a long dash, or None where there is none.
+        The value's text, and the interval's such as "8.21-8.27" with a long dash, or "-1 to 2", or None where there is none.
     """
     digits = _DIGITS
     if low is None or high is None:
@@ -71,20 +72,29 @@ def estimate(value: float, low: float | None = None, high: float | None = None) 
         needed = math.floor(math.log10(abs(value))) - math.floor(math.log10(high - low)) + 1
         digits = needed if _DIGITS < needed <= _MOST_DIGITS else _DIGITS
     decimals = _decimals(value, digits)
-    return _with_decimals(value, decimals), f"{_with_decimals(low, decimals)}{DASH}{_with_decimals(high, decimals)}"
+    return _with_decimals(value, decimals), _joined(_with_decimals(low, decimals), _with_decimals(high, decimals))
 
 
-def scaled_estimate(result: Result, scale: Scale) -> tuple[str, str | None]:
-    """Renders a result's value and interval in a column's unit.
+def scaled(found: Result | Compared, scale: Scale) -> tuple[float, float | None, float | None]:
+    """Returns a figure's value and the ends of its interval in a column's unit.
 
     Raises:
-        ValueError: The result has no value.
+        ValueError: The figure has no value.
     """
-    if result.value is None:
-        raise ValueError(f"{result.metric} of {result.cell} has no value")
-    low = None if result.ci_low is None else result.ci_low * scale.factor
-    high = None if result.ci_high is None else result.ci_high * scale.factor
-    return estimate(result.value * scale.factor, low, high)
+    if found.value is None:
+        raise ValueError(f"{found} has no value")
+    low = None if found.ci_low is None else found.ci_low * scale.factor
+    high = None if found.ci_high is None else found.ci_high * scale.factor
+    return found.value * scale.factor, low, high
+
+
+def scaled_estimate(found: Result | Compared, scale: Scale) -> tuple[str, str | None]:
+    """Renders a figure's value and interval in a column's unit; see `estimate`.
+
+    Raises:
+        ValueError: The figure has no value.
+    """
+    return estimate(*scaled(found, scale))
 
 
 def _decimals(value: float, digits: int) -> int:
@@ -93,8 +103,13 @@ def _decimals(value: float, digits: int) -> int:
     return digits - 1 - int(f"{value:.{digits - 1}e}".partition("e")[2])
 
 
+def _joined(low: str, high: str) -> str:
+    """Joins the ends of a span; after a minus sign a dash would read as another one."""
+    return f"{low}{' to ' if low.startswith(_MINUS) else DASH}{high}"
+
+
 def _with_decimals(value: float, decimals: int) -> str:
-    rounded = round(value, decimals)
+    rounded = round(value, decimals) + 0.0  # no minus before a zero
     if rounded and not 1e-4 <= abs(rounded) < 1e7:
         exponent = math.floor(math.log10(abs(rounded)))
         mantissa = f"{rounded / 10.0**exponent:.{max(0, min(decimals + exponent, _MOST_DIGITS))}f}"
@@ -105,8 +120,10 @@ def _with_decimals(value: float, decimals: int) -> str:
 def span(values: Iterable[float | int], unit: str = "") -> str:
     """Renders the least and the greatest of some values, such as "0.5-1.2 s", or "2" where they are equal."""
     found = sorted(values)
-    low, high = (str(end) if isinstance(end, int) else number(end) for end in (found[0], found[-1]))
-    return f"{low if low == high else f'{low}{DASH}{high}'} {unit}".strip()
+    low, high = (
+        str(end).replace("-", _MINUS) if isinstance(end, int) else number(end) for end in (found[0], found[-1])
+    )
+    return f"{low if low == high else _joined(low, high)} {unit}".strip()
 
 
 def listing(items: Iterable[str]) -> str:

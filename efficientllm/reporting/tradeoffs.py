@@ -12,7 +12,7 @@ from efficientllm.reporting.evidence import Evidence
 from efficientllm.reporting.figures import Point, trade_off
 from efficientllm.reporting.groups import Group, groups_of
 from efficientllm.reporting.plot import axis_over
-from efficientllm.reporting.text import Scale, column_scale, identifier, listing, scaled_estimate
+from efficientllm.reporting.text import Scale, column_scale, identifier, listing, scaled, scaled_estimate
 
 COSTS: tuple[str, ...] = ("energy_per_token", "accelerator_memory_utilization", "average_latency")
 """What quality is paid with."""
@@ -48,7 +48,7 @@ def trade_offs(evidence: Evidence) -> Iterator[TradeOffs]:
     for group in groups_of(evidence):
         worth, costs, note = metrics.PERFORMANCE[group.axis], COSTS, None
         if len([row for row in group.rows if group.standings[row.technique, worth].rank is not None]) < 2:
-            note = f"Fewer than two rows have a {metrics.metric(worth).label.lower()}: speed stands in its place."
+            note = f"Fewer than two rows have a {metrics.metric(worth).label.lower()}: speed is shown instead."
             worth, costs = metrics.THROUGHPUT[group.axis], _COSTS_OF_SPEED
         fronts = {cost: _front(group, worth, cost) for cost in costs}
         scales = {key: _scale(group, key) for key in (worth, *costs)}
@@ -78,7 +78,7 @@ def _front(group: Group, worth: str, cost: str) -> dict[str, bool]:
 def _panel(group: Group, worth: str, cost: str, front: dict[str, bool], scales: dict[str, Scale]) -> TradeOff:
     entry, price = metrics.metric(worth), metrics.metric(cost)
     if len(front) < 2:
-        return TradeOff(None, price.label, "fewer than two rows have both figures, so there is nothing to trade")
+        return TradeOff(None, price.label, "fewer than two rows have both figures, so there is no trade-off to draw")
     points = []
     for series, row in enumerate(group.rows):
         if row.technique not in front:
@@ -108,11 +108,8 @@ def _scale(group: Group, key: str) -> Scale:
 
 
 def _scaled(result: Result, scale: Scale) -> tuple[float, tuple[float, float] | None]:
-    assert result.value is not None
-    ends = None
-    if result.ci_low is not None and result.ci_high is not None:
-        ends = (result.ci_low * scale.factor, result.ci_high * scale.factor)
-    return result.value * scale.factor, ends
+    value, low, high = scaled(result, scale)
+    return value, None if low is None or high is None else (low, high)
 
 
 def _label(entry: metrics.Metric, scale: Scale) -> str:

@@ -1,7 +1,7 @@
 """Training curves: loss against tokens and against joules, a figure per group."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
@@ -64,11 +64,42 @@ def _panel(
         drawn += [Line(series, [at for at, _ in tested], [loss for _, loss in tested])] if tested else []
     if not drawn:
         return None
+    across, upright = lines_axes(x_label, _LOSS, drawn, heights=_compared(drawn))
+    shown = [
+        replace(line, xs=xs, ys=ys) for line in drawn for xs, ys in (entering(line.xs, line.ys, upright.high),) if xs
+    ]
     return lines(
         f"{group.id('curves')}-{position}", f"{group.title}: {heading.lower()}",
         "Thin lines are the training loss, lines with markers the loss on held-out text.", heading,
-        *lines_axes(x_label, _LOSS, drawn), drawn,
+        across, upright, shown,
     )  # fmt: skip
+
+
+def _compared(drawn: Sequence[Line]) -> list[float]:
+    """The losses that a panel is laid out over: the first ones would press the differences between the runs together."""
+    middle = max(x for line in drawn for x in line.xs) / 2
+    return [y for line in drawn for x, y in zip(line.xs, line.ys, strict=True) if x >= middle or not line.thin]
+
+
+def entering(xs: Sequence[float], ys: Sequence[float], top: float) -> tuple[list[float], list[float]]:
+    """Cuts the start of a line off where it lies above a panel, and lets later peaks end at its edge.
+
+    Args:
+        xs: Positions in order.
+        ys: Losses.
+        top: The greatest loss that the panel shows.
+
+    Returns:
+        Positions and losses from where the line first reaches the panel; empty where it never does.
+    """
+    first = next((at for at, y in enumerate(ys) if y <= top), None)
+    if first is None:
+        return [], []
+    rest_x, rest_y = list(xs[first:]), [min(y, top) for y in ys[first:]]
+    if first == 0:
+        return rest_x, rest_y
+    share = (ys[first - 1] - top) / (ys[first - 1] - ys[first])
+    return [xs[first - 1] + share * (xs[first] - xs[first - 1]), *rest_x], [top, *rest_y]
 
 
 def thinned(places: Sequence[float | None], losses: Sequence[float | None]) -> tuple[list[float], list[float]]:

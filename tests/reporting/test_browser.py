@@ -1,5 +1,6 @@
 """The report in a real browser: quiet, self-contained, usable by keyboard, on a phone, on paper and without JavaScript."""
 
+import csv
 import os
 import re
 import shutil
@@ -125,6 +126,21 @@ def test_every_column_of_the_ranking_fits_a_laptop(page) -> None:
     )
     assert len(widths) == 3
     assert all(needed <= given for needed, given in widths), "the score would cover the average rank"
+
+
+@pytest.mark.parametrize("width", [1280, 1400])
+def test_the_score_covers_no_rank_however_long_the_intervals(open_page, width) -> None:
+    page = open_page(viewport={"width": width, "height": 800})
+    page.evaluate(
+        "document.querySelectorAll('#ranking .axis-quantize td .standing:has(.interval)').forEach(cell => {"
+        " cell.querySelector('.interval').textContent = '1,840-14,540';"
+        " cell.querySelector('.flags')?.remove();"
+        " cell.insertAdjacentHTML('beforeend', '<span class=flags>3 seeds noisy</span>'); })"
+    )
+    ends = page.locator("#ranking .axis-quantize thead th").evaluate_all(
+        "heads => heads.slice(-2).map(head => head.getBoundingClientRect()).map(box => [box.left, box.right])"
+    )
+    assert ends[0][1] <= ends[1][0] + 1
 
 
 @pytest.mark.parametrize("width", [360, 768, 1400])
@@ -331,8 +347,13 @@ def test_downloads_deliver_the_tables(page, bare) -> None:
     with page.expect_download() as download:
         page.get_by_role("button", name="Save as CSV").click()
     lines = download.value.path().read_text(encoding="utf-8").splitlines()
-    assert lines[0] == "axis,group,method,metric,value,normalized"
+    assert lines[0] == "axis,group,method,metric,unit,value,ci_low,ci_high,normalized"
     assert len(lines) > 20 and all(line.startswith('"quantize"') for line in lines[1:])
+    latencies = [line for line in csv.DictReader(lines) if line["metric"] == "average_latency"]
+    assert latencies
+    for line in latencies:
+        assert line["unit"] == "s", "as it is stored, whatever the page's prefix"
+        assert float(line["ci_low"]) <= float(line["value"]) <= float(line["ci_high"])
 
 
 def test_prints_everything_on_white(page, tmp_path) -> None:
@@ -355,10 +376,12 @@ def test_prints_everything_on_white(page, tmp_path) -> None:
 
 
 def test_a_landscape_page_is_as_wide_as_what_is_printed_on_it(page) -> None:
-    """Else the browser prints all of it smaller, until the widest table fits."""
+    """Else the browser prints all of it smaller, until the widest table fits; and what is printed can be read."""
     page.set_viewport_size({"width": round((297 - 24) / 25.4 * 96), "height": 700})
     page.emulate_media(media="print")
     assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 1
+    smallest = "Math.min(...[...document.querySelectorAll('#values td, #values td *')].map(one => parseFloat(getComputedStyle(one).fontSize)))"
+    assert page.evaluate(smallest) >= 8
 
 
 @pytest.mark.parametrize(("scheme", "rules"), [("light", {"type": "tag", "values": AXE_RULES}), ("dark", {"type": "rule", "values": ["color-contrast"]})])  # fmt: skip

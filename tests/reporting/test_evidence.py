@@ -16,7 +16,7 @@ def test_stale_tables_are_refused(tmp_path) -> None:
     configuration = factories.make_run(tmp_path)
     path = tmp_path / paths.RESULTS / "ranking.csv"
     path.write_text(path.read_text().replace(",1,", ",2,", 1))
-    with pytest.raises(ArtifactError, match=r"ranking\.csv does not follow from the records"):
+    with pytest.raises(ArtifactError, match=r"ranking\.csv does not match the records"):
         collect(configuration, tmp_path)
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from efficientllm.reporting.figures import Line, Point, bars, clipped, lines, lines_axes, swatch, trade_off
 from efficientllm.reporting.plot import MARKERS, axis_over, short, tick_labels
 from efficientllm.reporting.text import DASH
-from efficientllm.reporting.training import thinned
+from efficientllm.reporting.training import entering, thinned
 
 NUMBERS = st.floats(1e-9, 1e9)
 
@@ -19,6 +19,12 @@ NUMBERS = st.floats(1e-9, 1e9)
 def texts(figure: str) -> list[str]:
     root = ElementTree.fromstring(figure)
     return [element.text or "" for element in root.iter() if element.tag.endswith("text")]
+
+
+def test_the_steep_start_of_a_curve_is_cut_where_it_enters_the_panel() -> None:
+    assert entering([0, 1, 2, 3], [8.0, 6.0, 2.0, 1.0], 4.0) == ([1.5, 2, 3], [4.0, 2.0, 1.0])
+    assert entering([0, 1, 2], [3.0, 9.0, 2.0], 4.0) == ([0, 1, 2], [3.0, 4.0, 2.0]), "a peak ends at the edge"
+    assert entering([0, 1], [9.0, 8.0], 4.0) == ([], [])
 
 
 def some_points() -> list[Point]:

@@ -8,7 +8,7 @@ import pytest
 
 from efficientllm.reporting.evidence import Evidence, collect
 from efficientllm.reporting.page import render
-from efficientllm.reporting.parts import mixed_groups, parts, revisions
+from efficientllm.reporting.parts import cards, cards_of, mixed_groups, parts, revisions
 
 CARD = {"name": "NVIDIA <H200>", "driver": "580.1"}
 LATER = {
@@ -63,3 +63,53 @@ def test_one_row_of_another_revision_mixes_its_groups(evidence) -> None:
     (mixed,) = mixed_groups(changed)
     assert mixed.startswith("Training & Tuning Efficiency: Small")
     assert mixed.replace("&", "&amp;") in render(changed)
+
+
+def measured_on(evidence: Evidence, used: Any) -> Evidence:
+    """Lets records name the card that `used` gives for their axis and cell."""
+    return replace(
+        evidence,
+        records={
+            key: record.model_copy(update={"information": record.information | {"card": used(*key)}})
+            for key, record in evidence.records.items()
+        },
+    )
+
+
+def test_one_card_or_none_is_not_worth_a_word(evidence) -> None:
+    one = measured_on(evidence, lambda axis, cell: "GPU-1")
+    assert cards(evidence) is None
+    assert cards(one) is None
+    assert cards_of(evidence, "tune", ["lora-small"]) == []
+    assert cards_of(one, "tune", ["lora-small", "dora-small"]) == ["GPU-1"]
+    assert "more than one card" not in render(one)
+
+
+def test_rows_of_a_group_on_several_cards_are_told(evidence) -> None:
+    """One part on several cards of one machine: nothing but the records' cards tells the rows apart."""
+    on_h200 = measured_elsewhere(evidence, evidence.records, hardware=LATER)
+    changed = measured_on(on_h200, lambda axis, cell: "GPU-2" if cell == "lora-small" else "GPU-1")
+    (part,) = parts(changed)
+    assert (part.cards, mixed_groups(changed)) == (2, [])
+    found = cards(changed)
+    assert found is not None
+    assert (found.count, found.kind, found.every) == (2, "NVIDIA <H200>", False)
+    assert [title.startswith("Training & Tuning Efficiency: Small") for title in found.groups] == [True]
+    assert cards_of(changed, "tune", ["lora-small", "dora-small"]) == ["GPU-1", "GPU-2"]
+    page = render(changed)
+    assert "Measured on 2 cards of one kind, NVIDIA &lt;H200&gt;; even equal cards differ by a few percent." in page
+    assert f"<strong>Rows from more than one card</strong> appear in {found.groups[0].replace('&', '&amp;')}:" in page
+    assert "No group of rows mixes" not in page
+
+
+def test_parts_that_no_group_mixes_do_not_hide_that_cards_are_mixed(evidence) -> None:
+    tuned = [key for key in evidence.records if key[0] == "tune"]
+    changed = measured_elsewhere(evidence, tuned, git_revision="f" * 40)
+    places = {key: place for place, key in enumerate(evidence.records)}
+    mixed = measured_on(changed, lambda axis, cell: f"GPU-{places[axis, cell] % 2}")
+    page = render(mixed)
+    assert "No group of rows mixes" not in page
+    assert "Rows from more than one card</strong> appear in" in page
+    apart = render(measured_on(changed, lambda axis, cell: f"GPU-{axis}"))
+    assert "No group of rows mixes them." in apart
+    assert "No group of rows mixes cards." in apart

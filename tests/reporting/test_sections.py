@@ -9,10 +9,10 @@ from markup import Page
 
 from efficientllm import metrics
 from efficientllm.ranking.compare import read_result_set
-from efficientllm.ranking.paper import paper_agreement
+from efficientllm.ranking.paper import Disagreement, paper_agreement
 from efficientllm.ranking.results import Result, to_csv
 from efficientllm.reporting import certainty, comparison, flags, serving, summary, tables, tradeoffs
-from efficientllm.reporting.appendix import merged
+from efficientllm.reporting.appendix import merged, quality_tables
 from efficientllm.reporting.evidence import collect
 from efficientllm.reporting.gaps import Gap, Gaps
 from efficientllm.reporting.groups import cells_listing, groups_of
@@ -98,6 +98,48 @@ def test_the_first_sentence_says_of_which_size_it_speaks(evidence) -> None:
     assert not sentence.startswith("Among")
     assert sentence.count("among models of size small") == 1
     assert sentence.count("among models of size medium") == len(cards) - 1
+    assert len(re.findall("uses? the least energy per token", sentence)) == 1
+    assert "uses the least energy per token in tuning" in summary.finding(card for card in cards if card.axis == "tune")
+
+
+def test_answers_compare_within_a_group_only(evidence, page) -> None:
+    card = summary.answers(evidence)[0]
+    groups = {group.label: group for group in groups_of(evidence) if group.axis == "pretrain"}
+    for question in card.questions:
+        assert [answer.group for answer in question.answers] == list(groups)
+        for answer in question.answers:
+            assert answer.label in [row.label for row in groups[answer.group].rows]
+    fastest = next(question for question in card.questions if question.text == "Fastest").answers[0]
+    speeds = {
+        result.label: result.value for (_, key), result in groups[fastest.group].results.items()
+        if key == metrics.THROUGHPUT["pretrain"]
+    }  # fmt: skip
+    assert fastest.label == max(speeds, key=speeds.get)
+    sentence = summary.finding([card])
+    assert f"{card.questions[0].answers[0].label} (Attention" in sentence
+    assert "use the least energy per token of their groups in training" in sentence
+
+
+def test_the_order_of_a_cpu_comes_with_a_warning(evidence, page) -> None:
+    assert "Measured on a CPU: another run" in page.text(page.all("header")[0])
+    assert "Measured on a CPU: another run" in page.section("answers")
+    gpu = {"gpus": [{"name": "NVIDIA H200"}]}
+    records = {
+        key: record.model_copy(update={"provenance": record.provenance.model_copy(update={"hardware": gpu})})
+        for key, record in evidence.records.items()
+    }
+    elsewhere = Page(render(replace(evidence, records=records)))
+    assert "Measured on a CPU" not in elsewhere.text(elsewhere.all("body")[0])
+
+
+def test_rows_that_share_a_serving_curve_are_named(evidence) -> None:
+    records = dict(evidence.records)
+    shared = records["pretrain", "mqa"].information["serving_curves"]
+    information = records["pretrain", "mla"].information | {"serving_curves": shared}
+    records["pretrain", "mla"] = records["pretrain", "mla"].model_copy(update={"information": information})
+    attention = next(serving.serving_figures(replace(evidence, records=records)))
+    assert {panel.coinciding for panel in attention.panels} == {"MQA and MLA"}
+    assert {panel.coinciding for panel in next(serving.serving_figures(evidence)).panels} == {""}
 
 
 def test_a_row_that_is_alone_is_called_so_and_is_sure_of_nothing(tmp_path) -> None:
@@ -154,7 +196,7 @@ def test_a_gap_says_once_that_nothing_was_measured() -> None:
 
 def test_remarks_tell_ties_from_clear_differences(evidence) -> None:
     remarks = [remark for table in certainty.paper_tables(evidence) for remark in table.remarks]
-    assert any("can tell apart" in remark or "cannot be told apart" in remark for remark in remarks)
+    assert any("tied here" in remark for remark in remarks)
     assert any("Beyond the intervals" in remark for remark in remarks)
 
 
@@ -168,9 +210,72 @@ def test_stability_is_summed_up(evidence, page) -> None:
     assert sentence in page.section("certainty")
 
 
-@pytest.mark.parametrize(("share", "text"), [(1.0, "100 %"), (0.999, "99.9 %"), (0.5, "50 %"), (0.0, "0 %"), (0.001, "0.1 %")])  # fmt: skip
+@pytest.mark.parametrize(("share", "text"), [(1.0, "100 %"), (0.999, "99.9 %"), (0.5, "50 %"), (0.9995, "99.9 %"), (0.9999, "99.9 %"), (0.0, "0 %"), (0.001, "0.1 %"), (0.0001, "0.1 %"), (0.9999999999, "100 %")])  # fmt: skip
 def test_nearly_always_is_not_always(share, text) -> None:
     assert tables.percent(share) == text
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [(60.0, 65.0, "better"), (60.0, 66.04, "not distinguishable"), (60.0, 70.0, "not distinguishable"), (67.0, 70.0, "not better")],
+)  # fmt: skip
+def test_a_baseline_within_the_interval_is_not_beaten(evidence, low, high, verdict) -> None:
+    changed = [
+        replace(result, value=(low + high) / 2, ci_low=low, ci_high=high)
+        if (result.cell, result.metric) == ("mqa", "perplexity")
+        else result
+        for result in evidence.results
+    ]
+    table = quality_tables(replace(evidence, results=changed))[0]
+    (row,) = [row for row in table.rows if row.name.startswith("MQA")]
+    assert (table.baseline, row.verdict) == ("66.0", verdict)
+    page = Page(render(replace(evidence, results=changed)))
+    head, rows = page.text(page.all("header")[0]), [row for one in quality_tables(replace(evidence, results=changed)) for row in one.rows]  # fmt: skip
+    unlearned = sum(row.verdict in ("not distinguishable", "not better") for row in rows)
+    assert f"{unlearned} of {sum(row.verdict is not None for row in rows)} quality figures" in head
+
+
+def test_differences_have_their_own_units(evidence) -> None:
+    units = {
+        column.key: (column.unit, column.shown_unit)
+        for table in tables.value_tables(evidence, Gaps(evidence))
+        for column in table.columns
+    }
+    assert units["task_accuracy_change"] == ("%", "pp")
+    assert units["perplexity_change"] == ("", "difference")
+    assert (units["perplexity"], units["task_accuracy"]) == (("", "per token"), ("%", "%"))
+
+
+def test_a_tier_that_a_tie_crosses_is_not_coloured(evidence, page) -> None:
+    crossed = coloured = 0
+    for table in tables.ranking_tables(evidence, Gaps(evidence)):
+        groups = [group for group in groups_of(evidence) if group.axis == table.axis]
+        for shown, group in zip(table.groups, groups, strict=True):
+            for row, line in zip(group.rows, shown.rows, strict=True):
+                for column, cell in zip(table.columns, line.cells, strict=True):
+                    standing = group.standings[row.technique, column.key]
+                    others = {group.standings[other, column.key].tier for other in standing.tied_with}
+                    opposite = {"high": "low", "low": "high"}.get(standing.tier)
+                    assert cell.tied_across == (opposite in others if opposite else False)
+                    crossed += cell.tied_across
+                    coloured += cell.rank is not None and not cell.tied_across and cell.tier is not None
+    chips = [page.attributes(i).get("class") for i in page.all("span")]
+    assert crossed and coloured
+    assert sum("chip across" in (name or "") for name in chips) == crossed + 1, "one is in the legend"
+    assert "tied across tiers with" in page.section("ranking")
+
+
+def test_agreement_with_the_paper_is_qualified_as_disagreement_is(evidence) -> None:
+    agreement = next(one for one in paper_agreement(evidence.ranking) if (one.group, one.metric) == ("attention", "average_latency"))  # fmt: skip
+    group = next(group for group in groups_of(evidence) if group.key == "attention")
+    same = replace(agreement, tau=1.0, disagreements=())
+    assert certainty._remarks(group, replace(same, tied=3)) == [
+        "Average latency: the same order; 3 of 6 pairs are tied."
+    ]
+    assert certainty._remarks(group, replace(same, tied=0)) == ["Average latency: the same order."]
+    turned = replace(agreement, disagreements=(Disagreement("mqa", "gqa", True),), tied=2)
+    (remark,) = certainty._remarks(group, turned)
+    assert remark.endswith("tied here. Of the rest, 2 of 5 pairs are tied.")
 
 
 def test_doubts_are_visible_where_the_figure_is(evidence, page) -> None:
@@ -193,7 +298,9 @@ def test_serving_curves_and_points_that_could_not_be_measured(evidence, page) ->
     figures = list(serving.serving_figures(evidence))
     assert {figure.group.axis for figure in figures} == {"pretrain", "quantize"}
     attention = figures[0]
-    assert len(attention.panels) == 6 and attention.energy == "modelled"
+    assert attention.energy == "modelled"
+    assert len(attention.panels) == 5 and attention.alike == "Cache by context", "all rows cache alike in these records"
+    assert "Not drawn, since all rows have the same: Cache by context." in page.section("serving")
     assert "longer than the model's context of 128" in page.section("serving")
     failed = next(figure for figure in figures if figure.group.key == "moe")
     assert "MoE medium x8" not in [label for _, label in failed.legend]
@@ -246,6 +353,16 @@ def test_result_sets_side_by_side(evidence, tmp_path) -> None:
     assert found.findings[0] in text and "×2.00, worse" in text  # noqa: RUF001
 
 
+def test_limits_are_those_that_are_applied(evidence, monkeypatch) -> None:
+    for name, limit in (("NOISY", 0.07), ("RESOLUTION", 0.003), ("FLOOR", 0.2)):
+        monkeypatch.setattr(f"efficientllm.reporting.page.{name}", limit)
+    page = Page(render(evidence))
+    assert "the repeats vary by more than 7 %" in page.section("certainty")
+    assert "of the repeats above 7 %" in page.section("method")
+    assert page.section("method").count("at least 0.3 % of") == 2
+    assert f"0.2{DASH}1.0" in page.section("ranking")
+
+
 def test_models_that_learned_nothing_and_the_smoke_profile_are_announced(evidence, page) -> None:
     head = page.text(page.all("header")[0])
     limits = {
@@ -253,15 +370,16 @@ def test_models_that_learned_nothing_and_the_smoke_profile_are_announced(evidenc
         ("tune", "task_accuracy"): 19.0, ("quantize", "task_accuracy"): 19.0,
     }  # fmt: skip
     values = {
-        (result.axis, result.metric, result.cell): result.value
+        (result.axis, result.metric, result.cell): result
         for result in evidence.results
         if (result.axis, result.metric) in limits and result.value is not None
     }
+    # the end of the interval that is nearer to the baseline has to be beyond it
     worse = sum(
-        value <= limits[axis, key] if key == "task_accuracy" else value >= limits[axis, key]
-        for (axis, key, _), value in values.items()
+        result.ci_low <= limits[axis, key] if key == "task_accuracy" else result.ci_high >= limits[axis, key]
+        for (axis, key, _), result in values.items()
     )
-    assert worse and f"{worse} of {len(values)} qualities" in head and "smoke" not in head
+    assert worse and f"{worse} of {len(values)} quality figures" in head and "smoke" not in head
     from efficientllm.reporting.page import render
 
     assert "its figures mean nothing" in render(replace(evidence, profile="smoke"))

@@ -27,6 +27,9 @@ def test_three_significant_digits(value, text) -> None:
         ((8.2345, 8.23449999, 8.23450001), ("8.23", "8.23–8.23")),  # and no more where these would not show it
         ((27400.0, 26900.0, 27900.0), ("27,400", "26,900–27,900")),
         ((0.0, 0.0, 0.0), ("0.00", "0.00–0.00")),
+        ((-0.2, -7.04, 6.64), ("−0.200", "−7.040 to 6.640")),  # a dash would read as a minus sign
+        ((-2.0, -3.0, -1.0), ("−2.00", "−3.00 to −1.00")),
+        ((1.0, -0.001, 2.0), ("1.00", "0.00–2.00")),  # zero has no sign
     ],
 )
 def test_intervals_share_the_decimals_of_their_value(arguments, texts) -> None:
@@ -45,4 +48,5 @@ def test_one_prefix_per_column() -> None:
 def test_words() -> None:
     assert [listing([]), listing(["a"]), listing(["a", "b"]), listing(["a", "b", "c"])] == ["", "a", "a and b", "a, b and c"]  # fmt: skip
     assert (span([1.0, 1.0], "s"), span([2, 5]), span([0.5, 1.25], "s")) == ("1.00 s", "2–5", "0.500–1.25 s")
+    assert (span([-2, 5]), span([-1.5, 2.0], "s")) == ("−2 to 5", "−1.50 to 2.00 s")
     assert identifier("row", "tune-small", 'x" onload=') == "row-tune-small-x-onload"

@@ -104,7 +104,9 @@ class MultiHeadLatentAttention(Mixer):
     ) -> torch.Tensor:
         """The same over all cached tokens, without expanding them: q W_k^T on one side, (p latent) W_v on the other."""
         weight = self.kv_b_proj.weight
-        if type(self.kv_b_proj) is not nn.Linear:  # adapted or packed, it is more than its weight, or the weight no matrix
+        if (
+            type(self.kv_b_proj) is not nn.Linear
+        ):  # adapted or packed, it is more than its weight, or the weight no matrix
             weight = self.kv_b_proj(torch.eye(self.latent_dim, dtype=cached_bsl.dtype, device=cached_bsl.device)).T
         up_hdl = weight.reshape(self.heads, self.plain_dim + self.value_dim, self.latent_dim)
         k_up, v_up = up_hdl.split([self.plain_dim, self.value_dim], dim=1)

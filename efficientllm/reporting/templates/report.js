@@ -65,8 +65,8 @@
   const panels = all("#ranking .axis");
   const view = { q: "", sort: {}, w: {}, lim: {}, within: {} };
   const chosen = () => (radios.find((radio) => radio.checked) || { value: "all" }).value;
-  const heads = (table) => [...table.tHead.rows[0].cells];
-  const metrics = (panel) => heads(panel.querySelector("table")).filter((head) => head.dataset.factor);
+  const heads = (box) => all("thead th", box);
+  const metrics = (box) => heads(box).filter((head) => head.dataset.factor);
   const number = (text) => (text === undefined || text === "" ? NaN : Number(text));
 
   const link = make("a", { id: "permalink", textContent: "Link to this view" });
@@ -111,7 +111,7 @@
   // The score of `ranking/score.py`: a metric that no row of the group has does not count, a row that lacks one has none.
   const judge = (panel, body) => {
     const axis = panel.dataset.axis, weights = view.w[axis] || {}, limits = view.lim[axis] || {};
-    const rows = all("tr[data-row]", body), columns = heads(panel.querySelector("table"));
+    const rows = all("tr[data-row]", body), columns = heads(panel);
     const value = (row, head, kind) => number(row.cells[columns.indexOf(head)].dataset[kind]);
     const weight = (head) => weights[head.dataset.key] ?? 1;
     const counted = metrics(panel).filter((head) => weight(head) > 0 && rows.some((row) => !isNaN(value(row, head, "n"))));
@@ -152,7 +152,7 @@
       const axis = panel.dataset.axis, table = panel.querySelector("table");
       const weighed = Object.values(view.w[axis] || {}).some((weight) => weight !== 1);
       const limited = axis in view.within || Object.keys(view.lim[axis] || {}).length;
-      const named = [];
+      const named = [], own = limited || weighed;
       let candidates = 0, rows = 0;
       for (const body of table.tBodies) {
         const label = body.querySelector(".group th").textContent;
@@ -172,12 +172,12 @@
         candidates += met.length;
         rows += judged.length;
         const winners = met.filter((one) => one.score === top).map(({ row }) => row.cells[0].firstChild.textContent.trim()).join(", ") || "none";
-        named.push(make("span", {}, `${label}: `, make("strong", {}, winners), limited || weighed ? "" : body.dataset.sure));
+        named.push(make("span", {}, `${label}: `, make("strong", {}, winners), own ? "" : body.dataset.sure), " ");
       }
       const verdict = byId(`verdict-${axis}`);
       verdict.replaceChildren(
         limited ? `${candidates} of ${rows} rows meet your limits. ` : "",
-        `${limited || weighed ? "Recommended, by the highest" : "Highest"} score with ${weighed ? "your" : "equal"} weights: `, ...named);
+        `${own ? "Recommended, by the highest" : "Highest"} score with ${weighed ? "your" : "equal"} weights: `, ...named);
       if (weighed && !view.sort[table.id]) { view.sort[table.id] = ["score", "desc"]; order(table); delete view.sort[table.id]; }
       else order(table);
       for (const field of all("[data-kind]", panel)) {
@@ -204,18 +204,19 @@
   };
   const quoted = (text) => `"${(/^[=+\-@\t\r]/.test(text) ? "'" : "") + text.replaceAll('"', '""')}"`;
   const table = button("Save as CSV", "", () => {
-    const lines = ["axis,group,method,metric,value,normalized"];
+    // values as they are stored, in the stored unit: the page's columns have prefixes and fewer digits
+    const lines = ["axis,group,method,metric,unit,value,ci_low,ci_high,normalized"];
     for (const panel of panels) {
       for (const row of all("tr[data-row]", panel)) {
         if (!row.getClientRects().length) continue;
         const place = [panel.dataset.axis, row.parentNode.querySelector(".group th").textContent, row.cells[0].firstChild.textContent.trim()];
-        heads(panel.querySelector("table")).forEach((head, at) => {
-          const { v, n } = row.cells[at].dataset;
-          if (v !== undefined) lines.push([...place, head.dataset.key].map(quoted).concat(v, n || "").join(","));
+        heads(panel).forEach(({ dataset: { key, stored = "" } }, at) => {
+          const cell = row.cells[at], { v, low, high, n } = { ...cell.querySelector(".interval")?.dataset, ...cell.dataset };
+          if (v) lines.push([...place, key, stored].map(quoted).concat(v, low, high, n).join(","));
         });
       }
     }
-    save("view.csv", new Blob([`${lines.join("\n")}\n`], { type: "text/csv" }));
+    save("view.csv", new Blob([lines.join("\n") + "\n"], { type: "text/csv" }));
   });
   if (panels.length) byId("view").append(search, link, table, button("Reset", "", () => {
     location.hash = "#ranking";
