@@ -50,7 +50,7 @@ def print_kernel_times(call: Callable[[], object], device: torch.device) -> None
         kinds[kind_of(name)] += milliseconds
     busy = sum(kinds.values())
     print(
-        f"    {wall:.1f} ms a step while profiled; kernels {busy:.1f} ms, none running {max(0.0, wall - busy):.1f} ms"
+        f"    {wall:.1f} ms per step while profiled; kernels {busy:.1f} ms, none running {max(0.0, wall - busy):.1f} ms"
     )
     for kind, milliseconds in sorted(kinds.items(), key=lambda item: -item[1]):
         print(f"      {kind:24s} {milliseconds:8.2f} ms")

@@ -9,6 +9,7 @@ from efficientllm.errors import ArtifactError
 
 CURVE_FILE = "curve.csv"
 RUN_FILE = "run.json"
+UNTRAINED_FILE = "untrained.json"
 _CURVE_COLUMNS = ("tokens", "loss", "validation_loss", "seconds", "joules")
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from efficientllm.ranking.tiers import is_tied_across
 from efficientllm.reporting.text import estimate, identifier, number
 
 
@@ -24,6 +25,6 @@ def render_page(template: str, **context: Any) -> str:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {"number": number, "identifier": identifier}
-    environment.globals |= {"estimate": estimate}
+    environment.globals |= {"estimate": estimate, "is_tied_across": is_tied_across}
     style = resources.files("efficientllm.reporting").joinpath("templates", "style.css").read_text(encoding="utf-8")
     return environment.get_template(f"{template}.html.j2").render(style=Markup(style.strip()), **context) + "\n"

@@ -1,6 +1,6 @@
 """The colours of the ranks: high, medium and low tier."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 Tier = Literal["high", "medium", "low"]
@@ -43,3 +43,14 @@ def tiers(ranks: Sequence[int | None]) -> list[Tier | None]:
         None if rank is None else "high" if rank <= last_high else "low" if rank >= first_low else "medium"
         for rank in ranks
     ]
+
+
+def is_tied_across(tier: str | None, others: Iterable[str | None]) -> bool:
+    """Whether a row's tier is not established: one of the high tier is tied with one of the low tier, or the other way round.
+
+    Args:
+        tier: The row's.
+        others: Those of the rows that it is tied with.
+    """
+    opposite = {"high": "low", "low": "high"}.get(tier or "")
+    return opposite is not None and opposite in others

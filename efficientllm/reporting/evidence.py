@@ -22,7 +22,7 @@ from efficientllm.ranking.results import (
 )
 from efficientllm.records import Record
 from efficientllm.stage import failure
-from efficientllm.telemetry import CURVE_FILE, RUN_FILE, Curve, read_curve
+from efficientllm.telemetry import CURVE_FILE, RUN_FILE, UNTRAINED_FILE, Curve, read_curve
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def collect(configuration: Configuration, root: Path = Path()) -> Evidence:
             curves[axis, cell] = read_curve(folder / CURVE_FILE)
             energy[axis, cell] = _energy_source(folder / RUN_FILE)
         else:
-            without[axis, cell] = "this run left no telemetry: nothing was trained"
+            without[axis, cell] = str(read_json(folder / UNTRAINED_FILE)["reason"])
     chosen = configuration.parameters
     return Evidence(
         rows, records, results, ranking, hardware, read_manifest(root / paths.DATA), curves, without, energy,

@@ -7,6 +7,7 @@ from efficientllm.ranking.rank import Estimate
 from efficientllm.ranking.results import AVERAGE_RANK, Ranked, Result
 from efficientllm.ranking.score import weighted_scores
 from efficientllm.ranking.stability import highest_score_shares
+from efficientllm.ranking.tiers import is_tied_across
 from efficientllm.reporting.evidence import Evidence
 from efficientllm.reporting.flags import doubts, noise
 from efficientllm.reporting.gaps import Gap, Gaps
@@ -239,8 +240,8 @@ def tied_with(standing: Ranked, group: Group) -> str:
 
 def _tied_across(standing: Ranked, group: Group) -> bool:
     """Whether a row of the highest tier is tied with one of the lowest, or the other way round."""
-    others = {group.standings[technique, standing.metric].tier for technique in standing.tied_with}
-    return (standing.tier == "high" and "low" in others) or (standing.tier == "low" and "high" in others)
+    others = (group.standings[technique, standing.metric].tier for technique in standing.tied_with)
+    return is_tied_across(standing.tier, others)
 
 
 def percent(share: float | None) -> str | None:

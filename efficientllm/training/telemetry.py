@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from efficientllm.files import whole_directory, write_json, write_text
-from efficientllm.telemetry import CURVE_FILE, RUN_FILE
+from efficientllm.telemetry import CURVE_FILE, RUN_FILE, UNTRAINED_FILE
 from efficientllm.training.checkpoint import Progress
 
 CURVE_COLUMNS = ("step", "tokens", "loss", "validation_loss", "learning_rate", "seconds", "joules")
@@ -44,4 +44,4 @@ def write_telemetry(folder: Path, progress: Progress, tokens_per_step: float, ha
 def write_untrained(folder: Path) -> None:
     """Says in place of a curve that nothing was trained."""
     with whole_directory(folder) as temporary:
-        write_json(temporary / "untrained.json", {"reason": "random weights: the profile trains nothing"})
+        write_json(temporary / UNTRAINED_FILE, {"reason": "random weights: the profile trains nothing"})

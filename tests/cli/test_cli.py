@@ -21,7 +21,7 @@ COMMANDS = ("check", "doctor", "rank", "compare", "sweep", "export-records", "im
 HEAVY = {
     "torch", "pandas", "numpy", "scipy", "transformers", "peft", "pydantic", "jinja2", "dvc", "matplotlib", "ruamel", "codecarbon",
 }  # fmt: skip
-HOSTILE = "</script><img src=x onerror=alert(1)>\"'&{{7*7}}"
+HOSTILE = "</script><img src=x onerror=alert(1)>\"'&{{7*1913}}"
 TABLE = "group,technique,metric,value,ci_low,ci_high,n\n"
 
 
@@ -158,7 +158,7 @@ def test_html_is_self_contained_and_escapes_everything(capsys: pytest.CaptureFix
         assert code == 0
         assert_self_contained(out)
         assert HOSTILE in Elements(out).text, "the name is shown as text"
-        assert "<b>" not in out and "49" not in Elements(out).text.replace("{{7*7}}", "")
+        assert "<b>" not in out and "13391" not in Elements(out).text.replace("{{7*1913}}", "")
 
 
 def test_html_of_the_papers_table(capsys: pytest.CaptureFixture[str]) -> None:

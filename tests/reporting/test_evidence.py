@@ -1,6 +1,7 @@
 """What the report refuses to be made from, and what may be absent."""
 
 import re
+import shutil
 from pathlib import Path
 
 import factories
@@ -10,6 +11,7 @@ from efficientllm import paths
 from efficientllm.errors import ArtifactError
 from efficientllm.reporting.evidence import collect
 from efficientllm.reporting.page import render
+from efficientllm.training.telemetry import write_untrained
 
 
 def test_stale_tables_are_refused(tmp_path) -> None:
@@ -37,12 +39,13 @@ def test_damaged_curves_are_refused(tmp_path: Path, content, message) -> None:
 
 def test_curves_may_be_absent_with_a_reason(tmp_path: Path) -> None:
     configuration = factories.make_run(tmp_path)
-    (tmp_path / paths.telemetry("pretrain", "mqa") / "curve.csv").unlink()
+    shutil.rmtree(tmp_path / paths.telemetry("pretrain", "mqa"))
+    write_untrained(tmp_path / paths.telemetry("pretrain", "mqa"))
     folder = tmp_path / paths.telemetry("tune", "lora-small")
     (folder / "failure.json").write_text('{"reason": "the loss diverged"}')
     found = collect(configuration, tmp_path)
     assert found.without_curve == {
-        ("pretrain", "mqa"): "this run left no telemetry: nothing was trained",
+        ("pretrain", "mqa"): "random weights: the profile trains nothing",
         ("tune", "lora-small"): "failed: the loss diverged",
     }
     assert "LoRA (small model): failed: the loss diverged" in re.sub(r"\s+", " ", render(found))

@@ -10,7 +10,7 @@ from efficientllm.ranking.results import rank
 from efficientllm.reporting.evidence import Evidence, collect
 from efficientllm.reporting.page import render
 
-MARKUP = "</script><img src=x onerror=alert(1)>\"'&{{7*7}}</style><!--]]>"
+MARKUP = "</script><img src=x onerror=alert(1)>\"'&{{7*1913}}</style><!--]]>"
 RIGHT_TO_LEFT = "\u202eتقنية الضغط\u202c"
 LONG = "x" * 200
 
@@ -41,7 +41,7 @@ def test_hostile_texts_stay_texts(named) -> None:
     source = render(named)
     found = Page(source)
     assert "<img" not in source and source.count("</script>") == source.count("</style>") == 1
-    assert "7*7" in source and "49" not in found.text(found.all("h3")[0])
+    assert "7*1913" in source and "13391" not in found.text(found.all("h3")[0])
     assert not any(name.startswith("on") for _, attributes, _ in found.elements for name in attributes)
     ids = [attributes["id"] for _, attributes, _ in found.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
