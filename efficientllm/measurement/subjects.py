@@ -35,8 +35,7 @@ def identity(configuration: Configuration, axis: registry.Axis, cell: str) -> tu
     """Returns technique and size of a cell."""
     if axis == "pretrain":
         return cell, configuration.architecture(cell)[0].size
-    technique, size = registry.technique_and_size(cell)
-    return technique, size
+    return registry.technique_and_size(cell)
 
 
 def sources(configuration: Configuration, axis: registry.Axis, size: str) -> list[Path]:
