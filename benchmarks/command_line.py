@@ -100,6 +100,21 @@ def several(read: Callable[[str], _Value]) -> Callable[[str], list[_Value]]:
     return lambda text: [read(part) for part in text.split(",")]
 
 
+def add_names(
+    parser: argparse.ArgumentParser, option: str, what: str, known: Collection[str], default: str | None = None
+) -> None:
+    """Adds an option that takes several of some names; its help lists them.
+
+    Args:
+        parser: Gets the option.
+        option: With its dashes.
+        what: What the names are of.
+        known: The names.
+        default: Those that are taken without the option; None where the program chooses.
+    """
+    parser.add_argument(option, type=several(one_of(known)), default=default, help=f"{what}, of {', '.join(known)}")
+
+
 def add_out(parser: argparse.ArgumentParser, *, resumes: bool = False) -> None:
     """Adds --out.
 

@@ -24,15 +24,14 @@ from typing import Any
 
 import torch
 from command_line import (
+    add_names,
     add_out,
     add_profile,
     add_requests,
     add_traceback,
     new_parser,
     not_negative,
-    one_of,
     profile_block,
-    several,
     whole,
 )
 from devices import meters_of, name_of, release
@@ -228,21 +227,9 @@ def _print(row: Row, results: list[Row]) -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = new_parser(__doc__)
-    parser.add_argument(
-        "--shapes",
-        type=several(one_of(SHAPES)),
-        default="168M,Llama-3.2-1B,Qwen2.5-7B",
-        help=f"models' shapes, of {', '.join(SHAPES)}",
-    )
-    parser.add_argument(
-        "--precisions",
-        type=several(one_of(precision_keys())),
-        default="bfloat16,float16,int8,int4",
-        help=f"precisions, of {', '.join(precision_keys())}",
-    )
-    parser.add_argument(
-        "--engines", type=several(one_of(ENGINES)), default=",".join(ENGINES), help=f"engines, of {', '.join(ENGINES)}"
-    )
+    add_names(parser, "--shapes", "models' shapes", SHAPES, "168M,Llama-3.2-1B,Qwen2.5-7B")
+    add_names(parser, "--precisions", "precisions", precision_keys(), "bfloat16,float16,int8,int4")
+    add_names(parser, "--engines", "engines", ENGINES, ",".join(ENGINES))
     add_requests(parser, batches="1,8,64")
     parser.add_argument("--seconds", type=not_negative, default=2.0, help="shortest window of time and energy")
     parser.add_argument("--repeats", type=whole(), default=3, help="fewest requests of a window")

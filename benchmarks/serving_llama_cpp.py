@@ -22,7 +22,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from command_line import add_out, add_profile, add_requests, new_parser, one_of, profile_block, several, whole
+from command_line import (
+    add_names,
+    add_out,
+    add_profile,
+    add_requests,
+    new_parser,
+    profile_block,
+    whole,
+)
 from devices import release
 from gguf_file import BFLOAT16, TYPES, write_llama
 from serving_engines import SHAPES, make_model
@@ -134,12 +142,7 @@ def _arguments() -> argparse.Namespace:
     parser = new_parser(__doc__)
     llamas = [name for name, (family, _) in SHAPES.items() if family == "Llama"]
     parser.add_argument("--shape", choices=llamas, default="168M", help="the model's shape")
-    parser.add_argument(
-        "--precisions",
-        type=several(one_of(TYPES)),
-        default="bfloat16,float16,int8,int4",
-        help=f"precisions, of {', '.join(TYPES)}",
-    )
+    add_names(parser, "--precisions", "precisions", TYPES, "bfloat16,float16,int8,int4")
     add_requests(parser, batches="1,8")
     parser.add_argument("--repeats", type=whole(), default=3, help="requests of each engine that are timed")
     add_profile(parser, "profiles/gpu.yaml", "quantize")

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from command_line import (
+    add_names,
     add_out,
     add_profile,
     add_recompute,
@@ -247,12 +248,7 @@ def _print(row: Row, results: list[Row]) -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = new_parser(__doc__)
-    parser.add_argument(
-        "--shapes",
-        type=several(one_of(SHAPES)),
-        default="Llama-3.2-1B,Qwen2.5-7B",
-        help=f"models' shapes, of {', '.join(SHAPES)}",
-    )
+    add_names(parser, "--shapes", "models' shapes", SHAPES, "Llama-3.2-1B,Qwen2.5-7B")
     parser.add_argument(
         "--methods",
         type=several(one_of(method_keys())),

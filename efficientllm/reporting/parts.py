@@ -47,7 +47,7 @@ def mixed_groups(evidence: Evidence) -> list[str]:
 
 
 def cards_of(evidence: Evidence, axis: str, cells: Iterable[str]) -> list[str]:
-    """Lists the GPUs that cells were measured on, by the identifiers that the records name; equal ones differ by some percent.
+    """Lists the GPUs that cells were measured on, by the identifiers that the records name; equal ones differ by a few percent.
 
     Args:
         evidence: The run's evidence.
@@ -79,11 +79,11 @@ def cards(evidence: Evidence) -> Cards | None:
     used = {card for key in evidence.records if (card := _card(evidence, key)) is not None}
     if len(used) < 2:
         return None
-    by_group = {
-        group.title: [card for row in group.rows if (card := _card(evidence, (row.axis, row.cell))) is not None]
-        for group in groups_of(evidence)
-    }
-    mixed = [title for title, found in by_group.items() if len(set(found)) > 1]
+    groups = groups_of(evidence)
+    mixed = [
+        group.title for group in groups if len(cards_of(evidence, group.axis, (row.cell for row in group.rows))) > 1
+    ]
+    named = [sum(_card(evidence, (row.axis, row.cell)) is not None for row in group.rows) for group in groups]
     names = {
         str(card.get("name", "GPU"))
         for key, record in evidence.records.items()
@@ -92,7 +92,7 @@ def cards(evidence: Evidence) -> Cards | None:
     }
     return Cards(
         len(used), names.pop() if len(names) == 1 else None, mixed,
-        len(mixed) == sum(len(found) > 1 for found in by_group.values()),
+        len(mixed) == sum(rows > 1 for rows in named),
     )  # fmt: skip
 
 
