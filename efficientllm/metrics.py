@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from efficientllm.errors import unknown_name
+from efficientllm.registry import AXES, Axis
 
 Direction = Literal["lower", "higher"]
 
@@ -32,9 +33,9 @@ class Metric:
     unit: str
     direction: Direction
     description: str
-    ranked_on: tuple[str, ...] = ()
-    shown_on: tuple[str, ...] = ()
-    derived_on: tuple[str, ...] = ()
+    ranked_on: tuple[Axis, ...] = ()
+    shown_on: tuple[Axis, ...] = ()
+    derived_on: tuple[Axis, ...] = ()
     is_share: bool = False
     is_difference: bool = False
 
@@ -44,12 +45,10 @@ class Metric:
         return "pp" if self.is_difference and self.unit == "%" else self.unit
 
     @property
-    def measured_on(self) -> tuple[str, ...]:
+    def measured_on(self) -> tuple[Axis, ...]:
         """All axes on which a record must hold the metric, or the reason for its absence."""
         return self.ranked_on + self.shown_on
 
-
-_ALL = ("pretrain", "tune", "quantize")
 
 METRICS: tuple[Metric, ...] = (
     Metric(
@@ -94,17 +93,17 @@ METRICS: tuple[Metric, ...] = (
         "accelerator_memory_utilization", "AMU", "Accelerator memory utilization", "GiB", "lower",
         "Mean memory that the cell holds on its device while it runs: allocated GPU memory, or on a CPU the resident "
         "memory above the idle process.",
-        ranked_on=_ALL,
+        ranked_on=AXES,
     ),
     Metric(
         "memory_peak", "Peak", "Peak memory", "GiB", "lower",
         "Highest value of the same memory during the measured window.",
-        shown_on=_ALL,
+        shown_on=AXES,
     ),
     Metric(
         "processor_compute_utilization", "PCU", "Processor compute utilization", "%", "higher",
         "Mean busy share of the processor: NVML's GPU busy time, or CPU time over wall time and allowed cores.",
-        ranked_on=_ALL, is_share=True,
+        ranked_on=AXES, is_share=True,
     ),
     Metric(
         "model_flops_utilization", "MFU", "Model FLOPs utilization", "%", "higher",
@@ -114,38 +113,38 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "average_latency", "AL", "Average latency", "s", "lower",
         "Seconds per training step (pretraining, tuning) or per served request batch (quantization).",
-        ranked_on=_ALL,
+        ranked_on=AXES,
     ),
     Metric(
         "time_to_first_token", "TTFT", "Time to first token", "s", "lower",
         "Seconds from a batch of prompts to its first generated tokens.",
-        shown_on=_ALL,
+        shown_on=AXES,
     ),
     Metric(
         "inter_token_latency", "ITL", "Inter-token latency", "s", "lower",
         "Median seconds between two generated tokens of a sequence.",
-        shown_on=_ALL,
+        shown_on=AXES,
     ),
     Metric(
         "inter_token_latency_p95", "ITL p95", "Inter-token latency, 95th percentile", "s", "lower",
         "95th percentile of the seconds between two generated tokens of a sequence.",
-        shown_on=_ALL,
+        shown_on=AXES,
     ),
     Metric(
         "memory_bandwidth_utilization", "MBU", "Memory bandwidth utilization", "%", "higher",
         "Bytes that a decoding step has to read (the weights, and the cache at the mean context) over the median time "
         "between two tokens, as a share of the device's measured copy bandwidth.",
-        shown_on=_ALL,
+        shown_on=AXES,
     ),
     Metric(
         "weights_memory", "Weights", "Memory of the weights", "GiB", "lower",
         "Bytes of the served model's weights as they lie in memory, scales of quantized layers included.",
-        shown_on=_ALL,
+        shown_on=AXES,
     ),
     Metric(
         "cache_memory", "Cache", "Memory of the decoding cache", "GiB", "lower",
         "Bytes of the decoding cache that the served batch needs for its prompts and its output.",
-        shown_on=_ALL,
+        shown_on=AXES,
     ),
     Metric(
         "training_throughput", "TT", "Training throughput", "token/s", "higher",
@@ -170,12 +169,12 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "average_energy_consumption", "AEC", "Average energy consumption", "W", "lower",
         "Mean power while the cell runs: joules over seconds of the energy window. A power, not an energy.",
-        ranked_on=_ALL,
+        ranked_on=AXES,
     ),
     Metric(
         "energy_per_token", "EPT", "Energy per token", "J/token", "lower",
         "Joules per training token (pretraining, tuning) or per generated token (quantization).",
-        ranked_on=_ALL,
+        ranked_on=AXES,
     ),
     Metric(
         "energy_per_sample", "EPS", "Energy per sample", "J", "lower",
@@ -185,7 +184,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "net_energy_per_token", "EPT net", "Net energy per token", "J/token", "lower",
         "Energy per token less what the idle machine would have taken in the same time; never ranked.",
-        shown_on=_ALL,
+        shown_on=AXES,
     ),
     Metric(
         "prefill_energy_per_token", "EPT prefill", "Prefill energy per prompt token", "J/token", "lower",
@@ -242,6 +241,6 @@ def ranked_metrics(axis: str) -> list[Metric]:
     return sorted(ranked, key=lambda entry: entry.key != PERFORMANCE[axis])
 
 
-def measured_metrics(axis: str) -> list[Metric]:
+def measured_metrics(axis: Axis) -> list[Metric]:
     """Metrics that every record of an axis must hold, or explain the absence of."""
     return [entry for entry in METRICS if axis in entry.measured_on]

@@ -7,11 +7,15 @@ model is at once the GQA row, the RoPE row and the Transformer row. Adding a tec
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Axis = Literal["pretrain", "tune", "quantize"]
-AXES: tuple[Axis, ...] = ("pretrain", "tune", "quantize")
-AXIS_LABELS: dict[str, str] = {
+AXES: tuple[Axis, ...] = get_args(Axis)
+TrainedAxis = Literal["pretrain", "tune"]
+"""The axes whose cells are trained, and so can be trained again from another seed, as replicas."""
+
+TRAINED_AXES: tuple[TrainedAxis, ...] = get_args(TrainedAxis)
+AXIS_LABELS: dict[Axis, str] = {
     "pretrain": "Architecture Pretraining Efficiency",
     "tune": "Training & Tuning Efficiency",
     "quantize": "Bit-Width Quantization",

@@ -1,7 +1,6 @@
 """Training of a cell once more from another seed: how far apart two runs of the same technique come out."""
 
 import shutil
-from typing import Literal
 
 import torch
 
@@ -21,10 +20,8 @@ from efficientllm.training.pretrain import pretraining_config, pretraining_train
 from efficientllm.training.trainer import Trainer
 from efficientllm.tuning.tune import prepare_model, tuning_trainer
 
-Axis = Literal["pretrain", "tune"]
 
-
-def replicate(configuration: Configuration, axis: Axis, cell: str, seed: int) -> None:
+def replicate(configuration: Configuration, axis: registry.TrainedAxis, cell: str, seed: int) -> None:
     """Trains a cell from another seed and writes its quality; the model is not kept.
 
     The seed decides the initial weights (of the adapters, for tuning) and the order of the data.
@@ -46,7 +43,9 @@ def replicate(configuration: Configuration, axis: Axis, cell: str, seed: int) ->
     write_record(destination, Replica(axis=axis, cell=cell, seed=seed, status="ok", metrics=values))
 
 
-def _quality(configuration: Configuration, axis: Axis, cell: str, seed: int, device: torch.device) -> dict[str, Value]:
+def _quality(
+    configuration: Configuration, axis: registry.TrainedAxis, cell: str, seed: int, device: torch.device
+) -> dict[str, Value]:
     parameters = configuration.parameters.model_copy(update={"seed": seed})
     seeded = Configuration(parameters, configuration.profile)
     check_directory(paths.DATA)

@@ -1,7 +1,6 @@
 """Trains one cell once more from another seed, for the spread of its quality."""
 
 import argparse
-from typing import Literal
 
 from efficientllm import registry
 from efficientllm.stage import run_stage
@@ -18,7 +17,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if (arguments.method is None) != (arguments.size is None):
         parser.error("--method and --size go together")
-    axis: Literal["pretrain", "tune"] = "pretrain" if arguments.method is None else "tune"
+    axis: registry.TrainedAxis = "pretrain" if arguments.method is None else "tune"
     cell = arguments.architecture if axis == "pretrain" else registry.cell_name(arguments.method, arguments.size)
 
     from efficientllm import config

@@ -8,6 +8,7 @@ from efficientllm.cli.commands import add_command, add_format, strict_json, text
 
 if TYPE_CHECKING:
     from efficientllm.ranking.compare import Compared, Comparison
+    from efficientllm.registry import Axis
 
 _MARKS = {"better": "high", "worse": "low", "same": "none", "?": "none"}
 
@@ -53,9 +54,11 @@ def _compare(arguments: argparse.Namespace) -> Iterator[str]:
 
 
 def _groups(comparisons: Sequence["Comparison"]) -> dict[str, list["Comparison"]]:
+    from efficientllm.ranking.tidy import group_title
+
     groups: dict[str, list[Comparison]] = {}
     for row in comparisons:
-        groups.setdefault(": ".join(part for part in (row.axis, row.group) if part), []).append(row)
+        groups.setdefault(group_title(row.axis, row.group), []).append(row)
     return groups
 
 
@@ -96,10 +99,9 @@ def _text(names: Sequence[str], comparisons: Sequence["Comparison"]) -> Iterator
 
 
 def _value(entry: "Compared") -> str:
-    if entry.value is None:
-        return "-"
-    interval = "" if entry.ci_low is None or entry.ci_high is None else f" [{entry.ci_low:.4g}, {entry.ci_high:.4g}]"
-    return f"{entry.value:.4g}{interval}"
+    from efficientllm.ranking.rank import Estimate
+
+    return "-" if entry.value is None else Estimate(entry.value, entry.ci_low, entry.ci_high).text()
 
 
 def _html(names: Sequence[str], comparisons: Sequence["Comparison"]) -> str:
@@ -121,16 +123,23 @@ def _html(names: Sequence[str], comparisons: Sequence["Comparison"]) -> str:
 def _sweep(arguments: argparse.Namespace) -> list[str]:
     from efficientllm.ranking.experiments import compare_experiments, describe
 
-    metric = _metric_of(arguments.axis, arguments.metric)
-    return describe(compare_experiments(arguments.axis, arguments.cell, metric), metric)
+    axis, metric = _axis_of(arguments.axis), _metric_of(arguments.metric)
+    return describe(compare_experiments(axis, arguments.cell, metric), metric)
 
 
-def _metric_of(axis: str, name: str) -> str:
-    """The key of a metric that may be given by its symbol, such as loss or EPT, as a table's heads show it."""
-    from efficientllm import metrics, registry
+def _axis_of(name: str) -> "Axis":
+    from efficientllm import registry
     from efficientllm.errors import unknown_name
 
-    if axis not in registry.AXES:
-        raise unknown_name("axis", axis, registry.AXES)
+    for axis in registry.AXES:
+        if axis == name:
+            return axis
+    raise unknown_name("axis", name, registry.AXES)
+
+
+def _metric_of(name: str) -> str:
+    """The key of a metric that may be given by its symbol, such as loss or EPT, as a table's heads show it."""
+    from efficientllm import metrics
+
     by_symbol = {entry.symbol.lower(): entry.key for entry in metrics.METRICS}
     return by_symbol.get(name.lower(), name)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from efficientllm.cli.commands import add_command, add_format, strict_json, terminal_width, text_table
 
 if TYPE_CHECKING:
-    from efficientllm.ranking.standings import GroupRanking, Standing
+    from efficientllm.ranking.standings import GroupRanking, TechniqueStanding
 
 _DETAILS = """FILE.csv has a line per technique and metric, with the columns group, technique, metric and value, and optionally axis,
 model, direction (lower or higher is better), unit, ci_low, ci_high and n. An empty value is a missing one. Several models in a
@@ -55,7 +55,7 @@ def _rank(arguments: argparse.Namespace) -> Iterator[str]:
 
 def _text(rankings: Sequence["GroupRanking"]) -> Iterator[str]:
     for ranking in rankings:
-        yield ": ".join(part for part in (ranking.axis, ranking.group) if part)
+        yield ranking.title
         columns = [ranking.standings[metric] for metric in ranking.metrics]
         firsts = [column[ranking.techniques[0]] for column in columns]
         heads = [
@@ -84,10 +84,12 @@ def _narrower(heads: list[str], rows: list[list[str]]) -> list[str]:
     return text_table(*shortest, width=None if width is None else width - len(_INDENT))
 
 
-def _cell(standing: "Standing") -> str:
+def _cell(standing: "TechniqueStanding") -> str:
+    from efficientllm.reporting.text import percent
+
     line = standing.line
     if line.value is None:
         return "-"
     rank = "not ranked" if line.rank is None else f"{line.rank}{'=' if line.tied else ''}"
-    holds = "" if line.stability is None else f" {100 * line.stability:.0f}%"
+    holds = "" if (share := percent(line.stability)) is None else f" {share.replace(' ', '')}"
     return f"{line.value:.4g}  {rank}{holds}"

@@ -57,10 +57,10 @@ class Configuration:
         chosen = self.parameters
         return registry.rows(chosen.architectures, chosen.methods, chosen.precisions, chosen.sizes)
 
-    def replicas(self) -> list[tuple[registry.Axis, str, int]]:
+    def replicas(self) -> list[tuple[registry.TrainedAxis, str, int]]:
         """Lists the replicas that this run asks for: axis, cell and seed of each."""
         chosen = self.parameters.replicas
-        cells: list[tuple[registry.Axis, str]] = [("pretrain", name) for name in chosen.architectures]
+        cells: list[tuple[registry.TrainedAxis, str]] = [("pretrain", name) for name in chosen.architectures]
         cells += [("tune", registry.cell_name(method, size)) for method in chosen.methods for size in chosen.sizes]
         return [(axis, cell, seed) for axis, cell in cells for seed in chosen.seeds]
 

@@ -3,11 +3,11 @@
 from importlib import resources
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from efficientllm.ranking.tiers import is_tied_across
-from efficientllm.reporting.text import estimate, identifier, number
+from efficientllm.reporting.templating import template_environment
+from efficientllm.reporting.text import estimate, percent
 
 
 def render_page(template: str, **context: Any) -> str:
@@ -20,11 +20,8 @@ def render_page(template: str, **context: Any) -> str:
     Returns:
         A complete HTML document.
     """
-    environment = Environment(
-        loader=PackageLoader("efficientllm.pages"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters |= {"number": number, "identifier": identifier}
+    environment = template_environment("efficientllm.pages")
+    environment.filters["percent"] = percent
     environment.globals |= {"estimate": estimate, "is_tied_across": is_tied_across}
     style = resources.files("efficientllm.reporting").joinpath("templates", "style.css").read_text(encoding="utf-8")
     return environment.get_template(f"{template}.html.j2").render(style=Markup(style.strip()), **context) + "\n"

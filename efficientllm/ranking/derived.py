@@ -7,15 +7,15 @@ from efficientllm import paths
 from efficientllm.files import check_directory, read_json
 from efficientllm.metrics import metric
 from efficientllm.records import Record, Value
-from efficientllm.registry import cell_name
+from efficientllm.registry import Axis, cell_name
 from efficientllm.telemetry import CURVE_FILE, RUN_FILE, Curve, read_curve
 
 _KEY = "energy_to_lora_loss"
 
 
 def with_energy_to_loss(
-    records: Mapping[tuple[str, str], Record], root: Path = Path()
-) -> dict[tuple[str, str], Record]:
+    records: Mapping[tuple[Axis, str], Record], root: Path = Path()
+) -> dict[tuple[Axis, str], Record]:
     """Adds to each tuned cell the energy that its training took to reach LoRA's final validation loss.
 
     Args:

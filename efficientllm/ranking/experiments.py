@@ -11,6 +11,7 @@ from efficientllm.errors import ArtifactError, ParameterError, unknown_name
 from efficientllm.metrics import metric
 from efficientllm.ranking.rank import Estimate
 from efficientllm.ranking.results import RESULTS_FILE
+from efficientllm.registry import Axis
 
 _WORKSPACE = "workspace"
 # DVC gives no state to a commit, nor to an experiment that ran without the queue
@@ -47,11 +48,11 @@ class Sweep:
     left_out: dict[str, int]
 
 
-def compare_experiments(axis: str, cell: str, metric_key: str) -> Sweep:
+def compare_experiments(axis: Axis, cell: str, metric_key: str) -> Sweep:
     """Reads the experiments of the current commit that have finished.
 
     Args:
-        axis: `pretrain`, `tune` or `quantize`.
+        axis: The axis.
         cell: A cell of that axis, for example `lora-small`.
         metric_key: Key of a metric.
 
@@ -111,9 +112,7 @@ def describe(sweep: Sweep, metric_key: str) -> list[str]:
     width = max(len(experiment.name) for experiment in experiments)
     for experiment in experiments:
         found = experiment.estimate
-        shown = f"missing: {experiment.reason}" if found is None else f"{found.value:.4g}"
-        if found is not None and found.low is not None and found.high is not None:
-            shown += f" [{found.low:.4g}, {found.high:.4g}]"
+        shown = f"missing: {experiment.reason}" if found is None else found.text()
         changed = "  ".join(f"{name}={value}" for name, value in experiment.changed.items())
         lines.append(f"  {experiment.name:{width}s}  {shown:32s}  {changed}".rstrip())
     if sweep.left_out:
@@ -121,7 +120,7 @@ def describe(sweep: Sweep, metric_key: str) -> list[str]:
     name, best = experiments[0].name, experiments[0].estimate
     if best is not None:
         tied = [other.name for other in experiments[1:] if other.estimate is not None and best.overlaps(other.estimate)]
-        lines.append(f"best: {name}" + (f"; not told apart from it: {', '.join(tied)}" if tied else ""))
+        lines.append(f"best: {name}" + (f"; tied with it: {', '.join(tied)}" if tied else ""))
     return lines
 
 
@@ -129,7 +128,7 @@ def _counts(left_out: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {state}" for state, count in sorted(left_out.items()))
 
 
-def _table(revision: str, axis: str) -> list[dict[str, str]]:
+def _table(revision: str, axis: Axis) -> list[dict[str, str]]:
     """An axis' lines of a revision's tidy results; none where it has not finished, or DVC's cache lacks them."""
     import dvc.api
     from dvc.exceptions import DvcException

@@ -21,7 +21,7 @@ class Disagreement:
     Args:
         paper_prefers: The technique with the better rank in the paper.
         run_prefers: The technique with the better rank in the run.
-        tied: Whether the run cannot tell them apart: their 95 % intervals overlap.
+        tied: Whether they are tied in the run: their 95 % intervals overlap.
     """
 
     paper_prefers: str
@@ -40,7 +40,7 @@ class Agreement:
         tau: Kendall's tau-b over the techniques that both rank: 1 for the same order, -1 for the reverse.
         techniques: Those techniques, in the run's order.
         disagreements: The pairs that the two order differently; a pair to which either gives equal ranks is none.
-        tied: How many of the other pairs the run cannot tell apart.
+        tied: How many of the other pairs are tied in the run.
         reason: Why there is no tau.
     """
 

@@ -1,4 +1,4 @@
-"""Ranks within one group and metric, and which of them the measurement cannot tell apart."""
+"""Ranks within one group and metric, and which of them are tied."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +25,11 @@ class Estimate:
     low: float | None = None
     high: float | None = None
     n: int | None = None
+
+    def text(self) -> str:
+        """Renders value and interval for a terminal, such as "1.234 [1.19, 1.28]"."""
+        interval = "" if self.low is None or self.high is None else f" [{self.low:.4g}, {self.high:.4g}]"
+        return f"{self.value:.4g}{interval}"
 
     def overlaps(self, other: "Estimate") -> bool:
         """Says whether the two closed intervals share a point; see `ties` for what an interval is here."""

@@ -9,9 +9,10 @@ from efficientllm.config import Configuration
 from efficientllm.ranking.derived import with_energy_to_loss
 from efficientllm.ranking.results import SEEDS, read_records
 from efficientllm.records import Record, Replica, read_replica
+from efficientllm.registry import Axis
 
 
-def read_run(configuration: Configuration, root: Path = Path()) -> dict[tuple[str, str], Record]:
+def read_run(configuration: Configuration, root: Path = Path()) -> dict[tuple[Axis, str], Record]:
     """Reads the records of all declared cells, and works in what several cells tell together.
 
     Where a cell was replicated, its quality is that of all its seeds.
@@ -27,7 +28,7 @@ def read_run(configuration: Configuration, root: Path = Path()) -> dict[tuple[st
         ArtifactError: A record is missing or breaks the contract.
     """
     records = read_records(configuration.rows(), root)
-    found: dict[tuple[str, str], list[Replica]] = defaultdict(list)
+    found: dict[tuple[Axis, str], list[Replica]] = defaultdict(list)
     for axis, cell, seed in configuration.replicas():
         found[axis, cell].append(read_replica(root / paths.replica(axis, cell, seed)))
     for key, replicas in found.items():

@@ -76,7 +76,7 @@ class Ranked:
     stability: float | None = None
 
 
-def read_records(rows: Iterable[registry.Row], root: Path = Path()) -> dict[tuple[str, str], Record]:
+def read_records(rows: Iterable[registry.Row], root: Path = Path()) -> dict[tuple[registry.Axis, str], Record]:
     """Reads the records of the declared cells.
 
     Args:
@@ -89,7 +89,7 @@ def read_records(rows: Iterable[registry.Row], root: Path = Path()) -> dict[tupl
     Raises:
         ArtifactError: A record is missing, breaks the contract, or describes another cell than its file's name says.
     """
-    found: dict[tuple[str, str], Record] = {}
+    found: dict[tuple[registry.Axis, str], Record] = {}
     for row in rows:
         if (row.axis, row.cell) in found:
             continue
@@ -101,7 +101,7 @@ def read_records(rows: Iterable[registry.Row], root: Path = Path()) -> dict[tupl
     return found
 
 
-def tabulate(rows: Iterable[registry.Row], records: dict[tuple[str, str], Record]) -> list[Result]:
+def tabulate(rows: Iterable[registry.Row], records: dict[tuple[registry.Axis, str], Record]) -> list[Result]:
     """Lists every metric of every row, in the order of the rows and of the metric registry.
 
     Args:
@@ -221,7 +221,7 @@ def _lines(
     ]  # fmt: skip
 
 
-def reference_size(results: Iterable[Result], axis: str) -> str | None:
+def reference_size(results: Iterable[Result], axis: registry.Axis) -> str | None:
     """Returns the size at which an axis' techniques are compared with each other: medium, or the middle one present.
 
     Args:

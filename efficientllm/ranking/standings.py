@@ -11,14 +11,14 @@ from efficientllm.ranking.pareto import pareto_front
 from efficientllm.ranking.rank import Estimate
 from efficientllm.ranking.results import Ranked, Result, rank_column
 from efficientllm.ranking.score import SCORE, weighted_scores
-from efficientllm.ranking.tidy import Line
+from efficientllm.ranking.tidy import Line, group_title
 
 _MOST_ROWS = 1000
 
 
 @dataclass(frozen=True)
-class Standing:
-    """A line of the output: a technique's standing in one metric.
+class TechniqueStanding:
+    """A line of the output: a technique's standing in one metric, with what its table says of the metric and the value.
 
     Args:
         line: Value, normalized value, rank, ties, tier and stability.
@@ -55,9 +55,14 @@ class GroupRanking:
     group: str
     techniques: tuple[str, ...]
     metrics: tuple[str, ...]
-    standings: Mapping[str, Mapping[str, Standing]]
+    standings: Mapping[str, Mapping[str, TechniqueStanding]]
     pareto_metrics: tuple[str, ...]
     front: Mapping[str, bool | None]
+
+    @property
+    def title(self) -> str:
+        """Names axis and group."""
+        return group_title(self.axis, self.group)
 
     def reasons(self) -> list[tuple[str, str, tuple[str, ...]]]:
         """Lists why values are missing: metric, reason, and the techniques that lack the value for it."""
@@ -127,17 +132,17 @@ def _rank_group(
     return GroupRanking(axis, group, techniques, tuple(standings), standings, front_of, marked)
 
 
-def _standings(column: list[Result]) -> dict[str, Standing]:
+def _standings(column: list[Result]) -> dict[str, TechniqueStanding]:
     ranked = rank_column(column, column[0].direction)
     return {
-        line.technique: Standing(
+        line.technique: TechniqueStanding(
             replace(line, value=result.value), result.direction, result.unit, result.ci_low, result.ci_high, result.missing_reason
         )
         for line, result in zip(ranked, column, strict=True)
     }  # fmt: skip
 
 
-def _ranked_value(standing: Standing) -> float | None:
+def _ranked_value(standing: TechniqueStanding) -> float | None:
     return None if standing.line.rank is None else standing.line.value
 
 

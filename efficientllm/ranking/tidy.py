@@ -52,6 +52,11 @@ class Line:
     reason: str | None = None
 
 
+def group_title(axis: str, group: str) -> str:
+    """Names a group with its axis, which a table need not have."""
+    return f"{axis}: {group}" if axis else group
+
+
 def read_tidy(path: Path) -> list[Line]:
     """Reads and checks a CSV file; see `parse_tidy`.
 

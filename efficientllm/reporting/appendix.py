@@ -88,7 +88,7 @@ def majority_accuracy(evidence: Evidence) -> float | None:
 
 
 def _quality_table(
-    evidence: Evidence, axis: str, key: str, floors: dict[str, tuple[float, str]], caption: str
+    evidence: Evidence, axis: registry.Axis, key: str, floors: dict[str, tuple[float, str]], caption: str
 ) -> QualityTable:
     entry = metrics.metric(key)
     higher = entry.direction == "higher"

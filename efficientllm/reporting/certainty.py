@@ -5,18 +5,20 @@ from dataclasses import dataclass
 
 from efficientllm import metrics, registry
 from efficientllm.ranking.paper import Agreement, paper_agreement, paper_ranks
+from efficientllm.ranking.rank import ranks
 from efficientllm.ranking.results import Result
 from efficientllm.reporting.evidence import Evidence
 from efficientllm.reporting.groups import Group, groups_of
-from efficientllm.reporting.tables import percent, tied_with
-from efficientllm.reporting.text import Scale, column_scale, listing, number
+from efficientllm.reporting.tables import tied_with
+from efficientllm.reporting.text import MINUS, Scale, listing, number, percent
 
-_FIRM, _LOOSE = 0.95, 0.5
-_MINUS = "\N{MINUS SIGN}"
+_FIRM = 0.95
+LOOSE = 0.5
+"""The share of draws below which a rank is called loose, and is underlined."""
 
 
 @dataclass(frozen=True)
-class Standing:
+class RankStability:
     """A rank, how often it holds, and which rows its interval overlaps."""
 
     rank: int | None
@@ -32,7 +34,7 @@ class StabilityTable:
     id: str
     group: Group
     heads: list[str]
-    rows: list[tuple[str, list[Standing]]]
+    rows: list[tuple[str, list[RankStability]]]
 
 
 def stability_tables(evidence: Evidence) -> Iterator[StabilityTable]:
@@ -43,8 +45,8 @@ def stability_tables(evidence: Evidence) -> Iterator[StabilityTable]:
         for row in group.rows:
             lines = [group.standings[row.technique, entry.key] for entry in entries]
             standings = [
-                Standing(
-                    line.rank, percent(line.stability), line.stability is not None and line.stability < _LOOSE,
+                RankStability(
+                    line.rank, percent(line.stability), line.stability is not None and line.stability < LOOSE,
                     tied_with(line, group),
                 )
                 for line in lines
@@ -58,10 +60,10 @@ def stability_finding(evidence: Evidence) -> str:
     shares = [line.stability for line in evidence.ranking if line.stability is not None]
     if not shares:
         return "No figure of this run has an interval, so nothing can be said about the certainty of its ranks."
-    firm, loose = sum(share >= _FIRM for share in shares), sum(share < _LOOSE for share in shares)
+    firm, loose = sum(share >= _FIRM for share in shares), sum(share < LOOSE for share in shares)
     return (
         f"Of {len(shares)} ranks that rest on intervals, {firm} hold in at least {100 * _FIRM:g} % of the draws and {loose} in "
-        "fewer than half."
+        f"less than {100 * LOOSE:g} %."
     )
 
 
@@ -103,7 +105,7 @@ def paper_tables(evidence: Evidence) -> Iterator[PaperTable]:
         columns = [
             PaperColumn(
                 metrics.metric(agreement.metric).symbol,
-                None if agreement.tau is None else f"{agreement.tau:.2f}".replace("-", _MINUS),
+                None if agreement.tau is None else f"{agreement.tau:.2f}".replace("-", MINUS),
                 [
                     (published[group.axis, group.key, agreement.metric].get(row.technique),
                      own[agreement.metric].get(row.technique))
@@ -118,11 +120,10 @@ def paper_tables(evidence: Evidence) -> Iterator[PaperTable]:
         )  # fmt: skip
 
 
-def _ranks_among(rows: list[registry.Row], group: Group, metric: str) -> dict[str, int]:
+def _ranks_among(rows: list[registry.Row], group: Group, metric: str) -> dict[str, int | None]:
     """This run's ranks of some rows of a group among themselves, as the paper's are among its rows."""
-    found = {row.technique: group.standings[row.technique, metric].rank for row in rows}
-    ranks = {technique: rank for technique, rank in found.items() if rank is not None}
-    return {technique: 1 + sum(other < rank for other in ranks.values()) for technique, rank in ranks.items()}
+    names = [row.technique for row in rows]
+    return dict(zip(names, ranks([group.standings[name, metric].rank for name in names], "lower"), strict=True))
 
 
 def _remarks(group: Group, agreement: Agreement) -> list[str]:
@@ -143,12 +144,12 @@ def _remarks(group: Group, agreement: Agreement) -> list[str]:
     text = f"{entry.label}: {len(turned)} of {pairs} pairs {'is' if len(turned) == 1 else 'are'} in the opposite order"
     if not clear:
         return [f"{text}, {'tied here' if len(turned) == 1 else 'all tied here'}.{unsure}"]
-    scale = column_scale((result.value for (_, key), result in group.results.items() if key == entry.key), entry.unit)
+    scale = group.scale(entry.key)
     described = []
     for pair in clear:
         ours, theirs = (group.results[technique, entry.key] for technique in (pair.run_prefers, pair.paper_prefers))
         described.append("{} before {}".format(*_told_apart(ours, theirs, scale)))
-    known = any(result.ci_low is not None for (_, key), result in group.results.items() if key == entry.key)
+    known = any(result.ci_low is not None for result in group.column(entry.key))
     tied = len(turned) - len(clear)
     unit = f", in {scale.unit}" if scale.unit else ""
     rest = f"; the other {f'{tied} are' if tied > 1 else 'is'} tied here" if tied else ""

@@ -68,8 +68,8 @@ def compare(evidence: Evidence, sets: Sequence[ResultSet]) -> SetComparison | No
     labels: dict[tuple[str, ...], str] = {(row.axis, row.group, row.technique): row.label for row in evidence.rows}
     names: dict[tuple[str, ...], str] = {(row.axis, row.group): row.group_label for row in evidence.rows}
     axes = []
-    for axis, keys in wanted.items():
-        own = [one for one in found if one.axis == axis]
+    for axis in registry.AXES:
+        keys, own = wanted[axis], [one for one in found if one.axis == axis]
         if not own:
             continue
         scales = {

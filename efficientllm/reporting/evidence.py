@@ -44,14 +44,14 @@ class Evidence:
     """
 
     rows: list[registry.Row]
-    records: dict[tuple[str, str], Record]
+    records: dict[tuple[registry.Axis, str], Record]
     results: list[Result]
     ranking: list[Ranked]
     hardware: dict[str, Any]
     manifest: dict[str, Any]
-    curves: dict[tuple[str, str], Curve]
-    without_curve: dict[tuple[str, str], str]
-    training_energy: dict[tuple[str, str], str]
+    curves: dict[tuple[registry.Axis, str], Curve]
+    without_curve: dict[tuple[registry.Axis, str], str]
+    training_energy: dict[tuple[registry.Axis, str], str]
     profile: str
     method: str
 
@@ -73,11 +73,11 @@ def collect(configuration: Configuration, root: Path = Path()) -> Evidence:
     for name, expected in ((RESULTS_FILE, to_csv(results, Result)), (RANKING_FILE, to_csv(ranking, Ranked))):
         _check_table(root / paths.RESULTS / name, expected)
     hardware = read_hardware(root / paths.HARDWARE)
-    curves: dict[tuple[str, str], Curve] = {}
-    without: dict[tuple[str, str], str] = {}
-    energy: dict[tuple[str, str], str] = {}
+    curves: dict[tuple[registry.Axis, str], Curve] = {}
+    without: dict[tuple[registry.Axis, str], str] = {}
+    energy: dict[tuple[registry.Axis, str], str] = {}
     for axis, cell in records:
-        if axis == "quantize":  # nothing is trained there
+        if axis not in registry.TRAINED_AXES:
             continue
         folder = root / paths.telemetry(axis, cell)
         reason = failure(folder)

@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from efficientllm import metrics
+from efficientllm import metrics, registry
 from efficientllm.ranking.results import Result
 from efficientllm.reporting.evidence import Evidence
-from efficientllm.reporting.groups import cell_labels, cells_listing
+from efficientllm.reporting.groups import cell_labels, cells_listing, results_by_cell
 from efficientllm.reporting.text import listing, number
 
 _DOUBT = "DOUBTFUL: "
@@ -30,8 +30,13 @@ def noise(result: Result) -> str | None:
     """Says how much the repeats vary, where that is more than the protocol allows."""
     if not result.noisy:
         return None
+    variation = _variation(result)
+    return f"coefficient of variation {variation}" if variation else "repeats vary"
+
+
+def _variation(result: Result) -> str | None:
     variation = result.coefficient_of_variation
-    return "repeats vary" if variation is None else f"coefficient of variation {number(100 * variation, 2)} %"
+    return None if variation is None else f"{number(100 * variation, 2)} %"
 
 
 @dataclass(frozen=True)
@@ -46,17 +51,14 @@ class Flag:
 
 def flags(evidence: Evidence) -> list[Flag]:
     """Lists every doubtful and every noisy figure, those with the same reason together."""
-    distinct = {(result.axis, result.cell, result.metric): result for result in evidence.results}.values()
-    doubtful: dict[tuple[str, str], dict[str, list[str]]] = {}
-    noisy: dict[tuple[str, str], list[str]] = {}
-    for result in distinct:
-        symbol = metrics.metric(result.metric).symbol
+    doubtful: dict[tuple[registry.Axis, str], dict[str, list[str]]] = {}
+    noisy: dict[tuple[registry.Axis, str], list[str]] = {}
+    for (axis, cell, key), result in results_by_cell(evidence).items():
+        symbol = metrics.metric(key).symbol
         for reason in doubts(result):
-            doubtful.setdefault((result.axis, reason), {}).setdefault(result.cell, []).append(symbol)
+            doubtful.setdefault((axis, reason), {}).setdefault(cell, []).append(symbol)
         if result.noisy:
-            variation = result.coefficient_of_variation
-            text = symbol if variation is None else f"{symbol} {number(100 * variation, 2)} %"
-            noisy.setdefault((result.axis, result.cell), []).append(text)
+            noisy.setdefault((axis, cell), []).append(f"{symbol} {_variation(result) or ''}".rstrip())
     listed = []
     for (axis, reason), cells in doubtful.items():
         listed.append(

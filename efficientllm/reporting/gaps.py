@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from efficientllm import metrics, registry
 from efficientllm.ranking.results import Result
 from efficientllm.reporting.evidence import Evidence
-from efficientllm.reporting.groups import cells_listing
+from efficientllm.reporting.groups import cells_listing, results_by_cell
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,11 @@ class Gaps:
     """Collects the missing metrics of each cell and reason, and puts cells with equal gaps together."""
 
     def __init__(self, evidence: Evidence) -> None:
-        missing: dict[tuple[str, str, str], list[str]] = {}
-        for result in evidence.results:
+        missing: dict[tuple[registry.Axis, str, str], list[str]] = {}
+        for (axis, cell, key), result in results_by_cell(evidence).items():
             if result.missing_reason is not None:
-                keys = missing.setdefault((result.axis, result.cell, result.missing_reason), [])
-                keys += [result.metric] if result.metric not in keys else []
-        alike: dict[tuple[str, str, tuple[str, ...]], list[str]] = {}
+                missing.setdefault((axis, cell, result.missing_reason), []).append(key)
+        alike: dict[tuple[registry.Axis, str, tuple[str, ...]], list[str]] = {}
         for (axis, cell, reason), keys in missing.items():
             alike.setdefault((axis, reason, tuple(keys)), []).append(cell)
         self._listed: list[Gap] = []

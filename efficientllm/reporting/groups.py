@@ -3,17 +3,17 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from efficientllm import registry
+from efficientllm import metrics, registry
 from efficientllm.ranking.results import Ranked, Result
 from efficientllm.reporting.evidence import Evidence
-from efficientllm.reporting.text import identifier, listing
+from efficientllm.reporting.text import Scale, column_scale, identifier, listing
 
 
 @dataclass(frozen=True)
 class Group:
     """The rows of one group in the table's order, with their results and standings by technique and metric."""
 
-    axis: str
+    axis: registry.Axis
     key: str
     label: str
     rows: list[registry.Row]
@@ -33,6 +33,14 @@ class Group:
         """Name of a technique on the page."""
         return next(row.label for row in self.rows if row.technique == technique)
 
+    def column(self, metric: str) -> list[Result]:
+        """The rows' results in one metric."""
+        return [result for (_, key), result in self.results.items() if key == metric]
+
+    def scale(self, metric: str) -> Scale:
+        """The prefix under which the group's values of a metric are shown."""
+        return column_scale((result.value for result in self.column(metric)), metrics.metric(metric).unit)
+
 
 def groups_of(evidence: Evidence) -> list[Group]:
     """Lists the groups in the table's order."""
@@ -47,32 +55,46 @@ def groups_of(evidence: Evidence) -> list[Group]:
     return list(groups.values())
 
 
-def cell_labels(rows: Iterable[registry.Row], axis: str, cell: str) -> str:
-    """Names all rows that a cell serves, such as "GQA / RoPE / Transformer", with the size where it has groups per size."""
-    name, size = _name(rows, axis, cell)
+def results_by_cell(evidence: Evidence) -> dict[tuple[registry.Axis, str, str], Result]:
+    """Lists each metric of each cell once, also where several rows share the cell: by axis, cell and metric."""
+    return {
+        (group.axis, result.cell, result.metric): result
+        for group in groups_of(evidence)
+        for result in group.results.values()
+    }
+
+
+def cell_labels(rows: Iterable[registry.Row], axis: registry.Axis, cell: str) -> str:
+    """Names all rows that a cell serves as `row_labels` does, with the size where the axis has groups per size."""
+    rows = list(rows)
+    name, size = row_labels(rows, axis, cell), _size(rows, axis, cell)
     return f"{name} ({size})" if size else name
 
 
-def cells_listing(rows: Iterable[registry.Row], axis: str, cells: Iterable[str]) -> str:
+def cells_listing(rows: Iterable[registry.Row], axis: registry.Axis, cells: Iterable[str]) -> str:
     """Names several cells in a phrase, those that are there at the same sizes together: "LoRA and DoRA (small model)"."""
     rows, sizes = list(rows), dict[str, list[str]]()
     for cell in cells:
-        name, size = _name(rows, axis, cell)
-        sizes.setdefault(name, []).append(size)
+        sizes.setdefault(row_labels(rows, axis, cell), []).append(_size(rows, axis, cell))
     names: dict[str, list[str]] = {}
     for name, found in sizes.items():
         names.setdefault(listing(size for size in found if size), []).append(name)
     return "; ".join(f"{listing(alike)} ({where})" if where else listing(alike) for where, alike in names.items())
 
 
-def _name(rows: Iterable[registry.Row], axis: str, cell: str) -> tuple[str, str]:
-    """The rows that a cell serves, and its size, empty where the axis has no groups per size."""
-    serving = [row for row in rows if (row.axis, row.cell) == (axis, cell)]
-    size = serving[0].group_label.lower() if axis != "pretrain" else ""
-    return " / ".join(dict.fromkeys(row.label for row in serving)), size
+def row_labels(rows: Iterable[registry.Row], axis: registry.Axis, cell: str) -> str:
+    """Names all rows that a cell serves, such as "GQA / RoPE / Transformer"."""
+    return " / ".join(dict.fromkeys(row.label for row in rows if (row.axis, row.cell) == (axis, cell)))
 
 
-def axes_of(rows: Iterable[registry.Row]) -> list[str]:
+def _size(rows: Iterable[registry.Row], axis: registry.Axis, cell: str) -> str:
+    """The size of a cell in words, empty where the axis has no groups per size."""
+    if axis == "pretrain":
+        return ""
+    return next(row.group_label.lower() for row in rows if (row.axis, row.cell) == (axis, cell))
+
+
+def axes_of(rows: Iterable[registry.Row]) -> list[registry.Axis]:
     """Lists the axes that have rows, in the table's order."""
     present = {row.axis for row in rows}
     return [axis for axis in registry.AXES if axis in present]

@@ -5,7 +5,6 @@ import hashlib
 from collections.abc import Sequence
 from importlib import resources
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from efficientllm import __version__, registry
@@ -33,7 +32,8 @@ from efficientllm.reporting import (
 from efficientllm.reporting.evidence import Evidence
 from efficientllm.reporting.groups import cells_listing
 from efficientllm.reporting.machine import machine_facts
-from efficientllm.reporting.text import DASH, identifier, number
+from efficientllm.reporting.templating import template_environment
+from efficientllm.reporting.text import span
 
 
 def render(evidence: Evidence, sets: Sequence[ResultSet] = ()) -> str:
@@ -46,11 +46,6 @@ def render(evidence: Evidence, sets: Sequence[ResultSet] = ()) -> str:
     Returns:
         A complete HTML document.
     """
-    environment = Environment(
-        loader=PackageLoader("efficientllm.reporting"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters |= {"identifier": identifier, "number": number}
     style, script = _asset("style.css"), _asset("report.js")
     missing = gaps.Gaps(evidence)
     cards = summary.answers(evidence)
@@ -82,6 +77,7 @@ def render(evidence: Evidence, sets: Sequence[ResultSet] = ()) -> str:
         "stability": list(certainty.stability_tables(evidence)),
         "stability_finding": certainty.stability_finding(evidence),
         "draws": DRAWS,
+        "loose": certainty.LOOSE,
         "comparison": comparison.compare(evidence, sets),
         "quality": quality,
         "unlearned": sum(row.verdict not in (None, "better") for table in quality for row in table.rows),
@@ -97,12 +93,12 @@ def render(evidence: Evidence, sets: Sequence[ResultSet] = ()) -> str:
         "noise_limit": NOISY,
         "tier_rules": tier_rules(evidence),
     }
-    return environment.get_template("report.html.j2").render(context)
+    return template_environment("efficientllm.reporting").get_template("report.html.j2").render(context)
 
 
 def _by_reason(evidence: Evidence) -> list[tuple[str, str]]:
     """Names the cells without a curve, those of one reason together."""
-    cells: dict[tuple[str, str], list[str]] = {}
+    cells: dict[tuple[registry.Axis, str], list[str]] = {}
     for (axis, cell), reason in evidence.without_curve.items():
         cells.setdefault((axis, reason), []).append(cell)
     return [(cells_listing(evidence.rows, axis, alike), reason) for (axis, reason), alike in cells.items()]
@@ -128,11 +124,5 @@ def tier_rules(evidence: Evidence) -> list[tuple[int, str]]:
     for size in sorted({count for count in groups.values() if count > 1}):
         last_high, first_low = tier_bounds(size)
         spans = ((1, last_high), (last_high + 1, first_low - 1), (first_low, size))
-        rules.append((size, " | ".join(_rank_span(first, last) for first, last in spans)))
+        rules.append((size, " | ".join("none" if first > last else span((first, last)) for first, last in spans)))
     return rules
-
-
-def _rank_span(first: int, last: int) -> str:
-    if first > last:
-        return "none"
-    return str(first) if first == last else f"{first}{DASH}{last}"

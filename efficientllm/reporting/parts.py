@@ -30,7 +30,7 @@ class Part:
 
 def parts(evidence: Evidence) -> list[Part]:
     """Lists the parts in the order of their first cells: a single one where all records are of one origin."""
-    cells: dict[str, list[tuple[str, str]]] = {}
+    cells: dict[str, list[tuple[registry.Axis, str]]] = {}
     for key, origin in _origins(evidence).items():
         cells.setdefault(origin, []).append(key)
     return [_part(evidence, keys) for keys in cells.values()]
@@ -46,7 +46,7 @@ def mixed_groups(evidence: Evidence) -> list[str]:
     ]
 
 
-def cards_of(evidence: Evidence, axis: str, cells: Iterable[str]) -> list[str]:
+def cards_of(evidence: Evidence, axis: registry.Axis, cells: Iterable[str]) -> list[str]:
     """Lists the GPUs that cells were measured on, by the identifiers that the records name; equal ones differ by a few percent.
 
     Args:
@@ -96,7 +96,7 @@ def cards(evidence: Evidence) -> Cards | None:
     )  # fmt: skip
 
 
-def _card(evidence: Evidence, key: tuple[str, str]) -> str | None:
+def _card(evidence: Evidence, key: tuple[registry.Axis, str]) -> str | None:
     card = evidence.records[key].information.get("card")
     return None if card is None else str(card)
 
@@ -111,13 +111,13 @@ def _revision(provenance: Provenance) -> str:
     return f"{name} with uncommitted changes" if provenance.git_dirty else name
 
 
-def _origins(evidence: Evidence) -> dict[tuple[str, str], str]:
+def _origins(evidence: Evidence) -> dict[tuple[registry.Axis, str], str]:
     """What distinguishes parts, as a text, for each cell."""
     sources = {key: record.provenance for key, record in evidence.records.items()}
     return {key: json.dumps([_revision(known), known.hardware], sort_keys=True) for key, known in sources.items()}
 
 
-def _part(evidence: Evidence, keys: list[tuple[str, str]]) -> Part:
+def _part(evidence: Evidence, keys: list[tuple[registry.Axis, str]]) -> Part:
     named = []
     for axis in axes_of(evidence.rows):
         own = [cell for found, cell in keys if found == axis]

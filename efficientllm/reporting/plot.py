@@ -19,6 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Affine2D
 
 from efficientllm.reporting.svg import INK, MUTED, RULE, inline
+from efficientllm.reporting.text import MINUS
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 FONT = 11.0
@@ -176,7 +177,7 @@ def tick_labels(ticks: Sequence[float]) -> list[tuple[float, str]]:
 def short(value: float, digits: int = 3) -> str:
     """Renders a number, such as "2k", "0.05" or "1.5M"."""
     size, suffix = _size(value)
-    return f"{value / size:.{digits}g}{suffix}".replace("-", "\N{MINUS SIGN}")
+    return f"{value / size:.{digits}g}{suffix}".replace("-", MINUS)
 
 
 def _size(value: float) -> tuple[float, str]:

@@ -10,25 +10,27 @@ from efficientllm.ranking.rank import Estimate, ranks, ties
 from efficientllm.ranking.results import Result, reference_size
 from efficientllm.reporting.evidence import Evidence
 from efficientllm.reporting.flags import doubts
-from efficientllm.reporting.groups import axes_of
+from efficientllm.reporting.groups import axes_of, results_by_cell, row_labels
+from efficientllm.reporting.parts import cards_of
 from efficientllm.reporting.text import column_scale, identifier, listing, scaled_estimate
 
 _ENERGY = "energy_per_token"
 _MEMORY = "accelerator_memory_utilization"
 # quality as a share, from each axis' performance metric: perplexity, loss in nats, percent of right answers
-_SHARE: dict[str, Callable[[float], float]] = {
+_SHARE: dict[registry.Axis, Callable[[float], float]] = {
     "pretrain": lambda perplexity: 1 / perplexity,
     "tune": lambda loss: math.exp(-loss),
     "quantize": lambda percent: percent / 100,
 }
-_PHASES = {"pretrain": "training", "tune": "tuning", "quantize": "generation"}
+_PHASES: dict[registry.Axis, str] = {"pretrain": "training", "tune": "tuning", "quantize": "generation"}
 
 
 @dataclass(frozen=True)
 class Answer:
     """The best row of a group in one question; `label` is None where nothing was measured.
 
-    `group` names the group, `of` is the number of rows compared.
+    `group` names the group, `of` is the number of rows compared; `several_cards` says that not all of them were measured on
+    one GPU.
     """
 
     group: str
@@ -40,6 +42,7 @@ class Answer:
     modelled: bool = False
     doubtful: bool = False
     noisy: bool = False
+    several_cards: bool = False
     tied_with: str = ""
     of: int = 0
 
@@ -59,12 +62,17 @@ class Question:
 class Answers:
     """The questions of one axis: a card; `absent` names the rows whose cells failed, which might have been an answer."""
 
-    axis: str
+    axis: registry.Axis
     label: str
     scope: str
     questions: list[Question]
     absent: list[str]
     on_cpu: bool
+
+    @property
+    def several_cards(self) -> bool:
+        """Whether any of its answers is among rows of several GPUs."""
+        return any(answer.several_cards for question in self.questions for answer in question.answers)
 
 
 def answers(evidence: Evidence) -> list[Answers]:
@@ -86,22 +94,22 @@ def answers(evidence: Evidence) -> list[Answers]:
         found = [
             Question(
                 text, entry.symbol, entry.label, f"metric-{key}",
-                _by_group(present, [result for result in chosen if result.metric == key]),
+                _by_group(evidence, axis, present, [result for result in chosen if result.metric == key]),
             )
             for text, key in asked
             for entry in (metrics.metric(key),)
         ]  # fmt: skip
-        worth = _by_group(present, quality_per_joule(axis, chosen))
+        worth = _by_group(evidence, axis, present, quality_per_joule(axis, chosen))
         found.insert(3, Question("Best quality per joule", "Q/J", "quality per joule", "word-quality-per-joule", worth))
         records = [evidence.records[key] for key in {(axis, result.cell) for result in chosen}]
         failed = [result for result in chosen if evidence.records[axis, result.cell].status == "failed"]
-        absent = list(dict.fromkeys(_labels(chosen, result) for result in failed))
+        absent = list(dict.fromkeys(row_labels(evidence.rows, axis, result.cell) for result in failed))
         on_cpu = any(not record.provenance.hardware.get("gpus") for record in records)
         cards.append(Answers(axis, registry.AXIS_LABELS[axis], f"models of size {size}", found, absent, on_cpu))
     return cards
 
 
-def quality_per_joule(axis: str, results: list[Result]) -> list[Result]:
+def quality_per_joule(axis: registry.Axis, results: list[Result]) -> list[Result]:
     """Weighs the tokens per joule of each row by its quality: the probability of the right token, or the share of right answers.
 
     The interval reaches from the worst quality at the highest energy to the best at the lowest, so it is too wide rather
@@ -137,14 +145,26 @@ def quality_per_joule(axis: str, results: list[Result]) -> list[Result]:
     return joined
 
 
-def _by_group(groups: Iterable[tuple[str, str]], results: list[Result]) -> list[Answer]:
-    return [_answer(label, [result for result in results if result.group == key]) for key, label in groups]
+def _by_group(
+    evidence: Evidence, axis: registry.Axis, groups: Iterable[tuple[str, str]], results: list[Result]
+) -> list[Answer]:
+    answered = []
+    for key, label in groups:
+        candidates = _candidates([result for result in results if result.group == key])
+        cards = cards_of(evidence, axis, (result.cell for result in candidates))
+        answered.append(_answer(label, candidates, several_cards=len(cards) > 1))
+    return answered
 
 
-def _answer(group: str, results: list[Result]) -> Answer:
+def _candidates(results: list[Result]) -> list[Result]:
+    """The results that are compared: those with a value, and only measured ones where there are any."""
     candidates = [result for result in results if result.value is not None]
     if measured := [result for result in candidates if result.source == "measured"]:
         candidates = measured
+    return candidates
+
+
+def _answer(group: str, candidates: list[Result], *, several_cards: bool) -> Answer:
     if not candidates:
         return Answer(group)
     estimates = [
@@ -156,15 +176,9 @@ def _answer(group: str, results: list[Result]) -> Answer:
     value, interval = scaled_estimate(winner, scale)
     return Answer(
         group, winner.label, identifier("row", winner.axis, winner.group, winner.technique), value, scale.unit, interval,
-        winner.source == "modelled", bool(doubts(winner)), bool(winner.noisy),
+        winner.source == "modelled", bool(doubts(winner)), bool(winner.noisy), several_cards,
         listing(candidates[position].label for position in ties(estimates)[best]), len(candidates),
     )  # fmt: skip
-
-
-def _labels(results: list[Result], failed: Result) -> str:
-    """Names every row that a cell serves."""
-    same = (result.label for result in results if result.cell == failed.cell)
-    return " / ".join(dict.fromkeys(same))
 
 
 def finding(cards: Iterable[Answers]) -> str:
@@ -228,7 +242,7 @@ class Counts:
 
 def counts(evidence: Evidence) -> Counts:
     """Counts each metric of each cell once, also where several rows share the cell."""
-    distinct = {(result.axis, result.cell, result.metric): result for result in evidence.results}.values()
+    distinct = results_by_cell(evidence).values()
     return Counts(
         cells=len(evidence.records),
         failed=sum(record.status == "failed" for record in evidence.records.values()),

@@ -12,7 +12,7 @@ from efficientllm.reporting.evidence import Evidence
 from efficientllm.reporting.flags import doubts, noise
 from efficientllm.reporting.gaps import Gap, Gaps
 from efficientllm.reporting.groups import Group, axes_of, groups_of
-from efficientllm.reporting.text import Scale, column_scale, identifier, listing, scaled_estimate
+from efficientllm.reporting.text import Scale, column_scale, identifier, listing, percent, scaled_estimate
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class GroupTable:
 class AxisTable:
     """One section of a table."""
 
-    axis: str
+    axis: registry.Axis
     label: str
     columns: list[Column]
     groups: list[GroupTable] = field(default_factory=list)
@@ -115,7 +115,9 @@ def value_tables(evidence: Evidence, gaps: Gaps) -> list[AxisTable]:
     return tables
 
 
-def _axis_table(evidence: Evidence, gaps: Gaps, axis: str, chosen: list[metrics.Metric], prefix: str) -> AxisTable:
+def _axis_table(
+    evidence: Evidence, gaps: Gaps, axis: registry.Axis, chosen: list[metrics.Metric], prefix: str
+) -> AxisTable:
     columns = [_column(axis, entry, [result for result in evidence.results if result.axis == axis]) for entry in chosen]
     groups = [group for group in groups_of(evidence) if group.axis == axis]
     return AxisTable(
@@ -181,7 +183,7 @@ def _estimate(group: Group, technique: str, key: str) -> Estimate | None:
     return Estimate(result.value, result.ci_low, result.ci_high, result.n)
 
 
-def _column(axis: str, entry: metrics.Metric, results: list[Result]) -> Column:
+def _column(axis: registry.Axis, entry: metrics.Metric, results: list[Result]) -> Column:
     own = [result for result in results if result.metric == entry.key and result.value is not None]
     scale = column_scale((result.value for result in own), entry.shown_unit)
     return Column(
@@ -220,8 +222,7 @@ def _seeds(result: Result, group: Group) -> str | None:
     """Says how many training runs a figure comes from, where any row of the group has several."""
     if result.seeds is not None:
         return f"{result.seeds} seeds"
-    others = (other for (_, key), other in group.results.items() if key == result.metric)
-    return "1 seed" if any(other.seeds is not None for other in others) else None
+    return "1 seed" if any(other.seeds is not None for other in group.column(result.metric)) else None
 
 
 def _average(standing: Ranked, group: Group) -> Cell | None:
@@ -242,13 +243,3 @@ def _tied_across(standing: Ranked, group: Group) -> bool:
     """Whether a row of the highest tier is tied with one of the lowest, or the other way round."""
     others = (group.standings[technique, standing.metric].tier for technique in standing.tied_with)
     return is_tied_across(standing.tier, others)
-
-
-def percent(share: float | None) -> str | None:
-    """Renders a share of draws: whole percent, but never 0 or 100 % unless it is."""
-    if share is None:
-        return None
-    exact = round(share, 9)  # shares that are added up miss 1 by the last digit
-    if exact in (0.0, 1.0) or 0.005 <= exact <= 0.995:
-        return f"{100 * exact:.0f} %"
-    return f"{min(max(100 * exact, 0.1), 99.9):.1f} %"

@@ -13,7 +13,8 @@ _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 DASH = "\N{EN DASH}"
 """Between the ends of a span, and in place of a value that is missing."""
 
-_TIMES, _MINUS = "\N{MULTIPLICATION SIGN}", "\N{MINUS SIGN}"
+MINUS = "\N{MINUS SIGN}"
+_TIMES = "\N{MULTIPLICATION SIGN}"
 _DIGITS = 3
 _MOST_DIGITS = 5
 
@@ -105,7 +106,7 @@ def _decimals(value: float, digits: int) -> int:
 
 def _joined(low: str, high: str) -> str:
     """Joins the ends of a span; after a minus sign a dash would read as another one."""
-    return f"{low}{' to ' if low.startswith(_MINUS) else DASH}{high}"
+    return f"{low}{' to ' if low.startswith(MINUS) else DASH}{high}"
 
 
 def _with_decimals(value: float, decimals: int) -> str:
@@ -113,17 +114,25 @@ def _with_decimals(value: float, decimals: int) -> str:
     if rounded and not 1e-4 <= abs(rounded) < 1e7:
         exponent = math.floor(math.log10(abs(rounded)))
         mantissa = f"{rounded / 10.0**exponent:.{max(0, min(decimals + exponent, _MOST_DIGITS))}f}"
-        return f"{mantissa}{_TIMES}10{str(exponent).translate(_SUPERSCRIPTS)}".replace("-", _MINUS)
-    return f"{rounded:,.{max(0, decimals)}f}".replace("-", _MINUS)
+        return f"{mantissa}{_TIMES}10{str(exponent).translate(_SUPERSCRIPTS)}".replace("-", MINUS)
+    return f"{rounded:,.{max(0, decimals)}f}".replace("-", MINUS)
 
 
 def span(values: Iterable[float | int], unit: str = "") -> str:
     """Renders the least and the greatest of some values, such as "0.5-1.2 s", or "2" where they are equal."""
     found = sorted(values)
-    low, high = (
-        str(end).replace("-", _MINUS) if isinstance(end, int) else number(end) for end in (found[0], found[-1])
-    )
+    low, high = (str(end).replace("-", MINUS) if isinstance(end, int) else number(end) for end in (found[0], found[-1]))
     return f"{low if low == high else _joined(low, high)} {unit}".strip()
+
+
+def percent(share: float | None) -> str | None:
+    """Renders a share of draws: whole percent, but never 0 or 100 % unless it is."""
+    if share is None:
+        return None
+    exact = round(share, 9)  # shares that are added up miss 1 by the last digit
+    if exact in (0.0, 1.0) or 0.005 <= exact <= 0.995:
+        return f"{100 * exact:.0f} %"
+    return f"{min(max(100 * exact, 0.1), 99.9):.1f} %"
 
 
 def listing(items: Iterable[str]) -> str:

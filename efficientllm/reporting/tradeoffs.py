@@ -12,7 +12,7 @@ from efficientllm.reporting.evidence import Evidence
 from efficientllm.reporting.figures import Point, trade_off
 from efficientllm.reporting.groups import Group, groups_of
 from efficientllm.reporting.plot import axis_over
-from efficientllm.reporting.text import Scale, column_scale, identifier, listing, scaled, scaled_estimate
+from efficientllm.reporting.text import Scale, identifier, listing, scaled, scaled_estimate
 
 COSTS: tuple[str, ...] = ("energy_per_token", "accelerator_memory_utilization", "average_latency")
 """What quality is paid with."""
@@ -51,7 +51,7 @@ def trade_offs(evidence: Evidence) -> Iterator[TradeOffs]:
             note = f"Fewer than two rows have a {metrics.metric(worth).label.lower()}: speed is shown instead."
             worth, costs = metrics.THROUGHPUT[group.axis], _COSTS_OF_SPEED
         fronts = {cost: _front(group, worth, cost) for cost in costs}
-        scales = {key: _scale(group, key) for key in (worth, *costs)}
+        scales = {key: group.scale(key) for key in (worth, *costs)}
         yield TradeOffs(
             group.id("tradeoff"), group, note,
             [_panel(group, worth, cost, fronts[cost], scales) for cost in costs],
@@ -100,11 +100,6 @@ def _panel(group: Group, worth: str, cost: str, front: dict[str, bool], scales: 
             points,
         ), price.label, finding,
     )  # fmt: skip
-
-
-def _scale(group: Group, key: str) -> Scale:
-    own = [result for (_, metric), result in group.results.items() if metric == key]
-    return column_scale((result.value for result in own), metrics.metric(key).unit)
 
 
 def _scaled(result: Result, scale: Scale) -> tuple[float, tuple[float, float] | None]:

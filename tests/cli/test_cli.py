@@ -90,6 +90,16 @@ def test_ranking_as_a_table_for_people(capsys: pytest.CaptureFixture[str], tmp_p
     assert "  c: loss: no value" in lines
 
 
+@pytest.mark.parametrize(("form", "shown"), [("table", "1 99.9%"), ("html", "rank holds in 99.9 %")])
+def test_a_rank_that_holds_nearly_always_does_not_hold_always(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, form: str, shown: str
+) -> None:
+    (tmp_path / "t.csv").write_text(TABLE + "g,a,loss,1,0.5,1.5,9\ng,b,loss,2.2,1.7,2.7,9\n")
+    content = json.loads(run(capsys, "rank", str(tmp_path / "t.csv"), "--format", "json")[1])
+    assert all(0.995 < line["stability"] < 1 for line in content["groups"][0]["standings"])
+    assert shown in run(capsys, "rank", str(tmp_path / "t.csv"), "--format", form)[1]
+
+
 def test_a_table_of_many_metrics_has_a_line_for_each(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     names = ("train_loss", "test_loss", "perplexity", "accuracy", "latency", "memory", "energy", "power", "throughput")
     rows = "".join(f"g,{technique},{name},1,,,\n" for name in names for technique in ("a", "b"))

@@ -68,13 +68,13 @@ def test_the_best_comes_first_with_what_it_changed(repository: Path, monkeypatch
     assert lines[0] == "Held-out task loss (nat/token), lower is better"
     assert "best" in lines[1]
     assert "tune.rate=0.004" in lines[1]
-    assert lines[-1] == f"best: best; not told apart from it: near, {found[2].name}"
+    assert lines[-1] == f"best: best; tied with it: near, {found[2].name}"
 
 
 def test_the_command(repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(repository)
     assert main(["sweep", "--axis", "tune", "--cell", "lora-small", "--metric", "loss"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1].startswith("best: best; not told apart from it: near, ")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("best: best; tied with it: near, ")
     assert main(["compare", "best", "far", "--format", "csv"]) == 0
     assert capsys.readouterr().out.splitlines()[2].startswith("tune,tune-small,lora,task_loss,,lower,far,1.5,")
 
@@ -189,7 +189,7 @@ def test_what_an_experiment_leaves_out_is_no_difference() -> None:
         (Estimate(1.0, 0.9, 1.1), None, False),
     ],
 )
-def test_a_sweep_tells_apart_what_a_ranking_does(best: Estimate, other: Estimate | None, tied: bool) -> None:
+def test_a_sweep_ties_what_a_ranking_does(best: Estimate, other: Estimate | None, tied: bool) -> None:
     sweep = Sweep([Experiment("one", best, None, {}), Experiment("two", other, "not measured", {})], {})
-    assert describe(sweep, "task_loss")[-1] == "best: one" + ("; not told apart from it: two" if tied else "")
+    assert describe(sweep, "task_loss")[-1] == "best: one" + ("; tied with it: two" if tied else "")
     assert ties([best, other])[0] == ((1,) if tied else ())

@@ -52,6 +52,11 @@ def test_direction_flip(values) -> None:
     assert ranks(values, "lower") == ranks(flipped, "higher")
 
 
+def test_text_for_a_terminal_has_the_interval_where_there_is_one() -> None:
+    assert Estimate(1.23456, 1.1, 1.30001).text() == "1.235 [1.1, 1.3]"
+    assert Estimate(1.23456).text() == "1.235"
+
+
 def test_ties_are_overlapping_intervals_and_not_transitive() -> None:
     a, b, c = Estimate(1.0, 0.8, 1.4), Estimate(1.6, 1.3, 2.1), Estimate(2.4, 2.0, 2.6)
     assert ties([a, b, c]) == [(1,), (0, 2), (1,)]

@@ -5,10 +5,13 @@ from typing import Any
 
 import factories
 import pytest
+from markup import Page
 
+from efficientllm.ranking.results import rank
 from efficientllm.reporting.evidence import Evidence, collect
 from efficientllm.reporting.page import render
 from efficientllm.reporting.parts import cards, cards_of, mixed_groups, parts, revisions
+from efficientllm.reporting.summary import answers
 
 CARD = {"name": "NVIDIA <H200>", "driver": "580.1"}
 LATER = {
@@ -100,6 +103,33 @@ def test_rows_of_a_group_on_several_cards_are_told(evidence) -> None:
     assert "Measured on 2 cards of one kind, NVIDIA &lt;H200&gt;; even equal cards differ by a few percent." in page
     assert f"<strong>Rows from more than one card</strong> appear in {found.groups[0].replace('&', '&amp;')}:" in page
     assert "No group of rows mixes" not in page
+
+
+def test_answers_among_rows_of_several_cards_say_so(evidence) -> None:
+    """Of the two tuning cells on another card one is at a size that no answer is about, and one lacks the energy."""
+    lone = ("lora-medium", "dora-small")
+    measured = measured_on(evidence, lambda axis, cell: "GPU-<2>" if cell in lone else "GPU-<1>")
+    results = [
+        replace(result, value=None, missing_reason="not read")
+        if (result.cell, result.metric) == ("lora-medium", "energy_per_token")
+        else result
+        for result in measured.results
+    ]
+    changed = replace(measured, results=results, ranking=rank(results))
+    flagged = {
+        (card.axis, question.text)
+        for card in answers(changed)
+        for question in card.questions
+        for answer in question.answers
+        if answer.several_cards
+    }
+    assert flagged == {("tune", "Fastest"), ("tune", "Smallest memory"), ("tune", "Best quality")}
+    text = Page(render(changed)).section("answers")
+    assert text.count("several cards") == len(flagged)
+    assert text.count("“Several cards” marks answers") == 1
+    elsewhere = render(measured_on(evidence, lambda axis, cell: "GPU-<2>" if cell in lone[1:] else "GPU-<1>"))
+    assert "Rows from more than one card" in elsewhere
+    assert "everal cards" not in elsewhere, "no answer is about that size"
 
 
 def test_parts_that_no_group_mixes_do_not_hide_that_cards_are_mixed(evidence) -> None:

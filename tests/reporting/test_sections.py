@@ -17,7 +17,7 @@ from efficientllm.reporting.evidence import collect
 from efficientllm.reporting.gaps import Gap, Gaps
 from efficientllm.reporting.groups import cells_listing, groups_of
 from efficientllm.reporting.page import render
-from efficientllm.reporting.text import DASH
+from efficientllm.reporting.text import DASH, percent
 
 
 def test_fronts_follow_from_the_figures(evidence) -> None:
@@ -205,14 +205,14 @@ def test_stability_is_summed_up(evidence, page) -> None:
     sentence = certainty.stability_finding(evidence)
     assert (
         f"Of {len(shares)} ranks" in sentence
-        and f"{sum(share < 0.5 for share in shares)} in fewer than half" in sentence
+        and f"{sum(share < 0.5 for share in shares)} in less than 50 %" in sentence
     )
     assert sentence in page.section("certainty")
 
 
 @pytest.mark.parametrize(("share", "text"), [(1.0, "100 %"), (0.999, "99.9 %"), (0.5, "50 %"), (0.9995, "99.9 %"), (0.9999, "99.9 %"), (0.0, "0 %"), (0.001, "0.1 %"), (0.0001, "0.1 %"), (0.9999999999, "100 %")])  # fmt: skip
 def test_nearly_always_is_not_always(share, text) -> None:
-    assert tables.percent(share) == text
+    assert percent(share) == text
 
 
 @pytest.mark.parametrize(
@@ -356,7 +356,11 @@ def test_result_sets_side_by_side(evidence, tmp_path) -> None:
 def test_limits_are_those_that_are_applied(evidence, monkeypatch) -> None:
     for name, limit in (("NOISY", 0.07), ("RESOLUTION", 0.003), ("FLOOR", 0.2)):
         monkeypatch.setattr(f"efficientllm.reporting.page.{name}", limit)
+    monkeypatch.setattr(certainty, "LOOSE", 0.6)
     page = Page(render(evidence))
+    assert "Shares below 60 % are underlined" in page.section("certainty")
+    assert re.search(r"\d+ in less than 60 %\.", page.section("certainty"))
+    assert "a fifth" not in page.section("certainty"), "the reason of each doubt has the limit that was applied"
     assert "the repeats vary by more than 7 %" in page.section("certainty")
     assert "of the repeats above 7 %" in page.section("method")
     assert page.section("method").count("at least 0.3 % of") == 2
