@@ -9,6 +9,7 @@ from efficientllm import metrics as metric_registry
 from efficientllm.config.faults import first_fault
 from efficientllm.errors import ArtifactError
 from efficientllm.files import read_checked_json, write_checked_json
+from efficientllm.registry import Axis, TrainedAxis
 
 SCHEMA_VERSION = 1
 _Kind = TypeVar("_Kind", bound=BaseModel)
@@ -23,9 +24,9 @@ class Value(_Strict):
     """One number with all that is needed to defend it.
 
     `repeats` keeps every repeat in the order in which it was taken; `value` is their median unless `method` says
-    otherwise. The interval is a 95 % interval (Student's t over repeats, a bootstrap over test windows and examples), null
-    where there is one repeat only. `window_s` is the length of one repeat's window in seconds, null where the value has no
-    window.
+    otherwise. The interval is a 95 % interval that holds the value (Student's t over repeats, a bootstrap over test windows
+    and examples), null where there is one repeat only. `window_s` is the length of one repeat's window in seconds, null
+    where the value has no window.
     """
 
     value: float
@@ -42,11 +43,15 @@ class Value(_Strict):
     window_s: float | None = None
 
     @model_validator(mode="after")
-    def _interval_is_ordered(self) -> "Value":
+    def _interval_holds_the_value(self) -> "Value":
         if (self.ci_low is None) != (self.ci_high is None):
             raise ValueError("ci_low and ci_high come together")
-        if self.ci_low is not None and self.ci_high is not None and self.ci_low > self.ci_high:
+        if self.ci_low is None or self.ci_high is None:
+            return self
+        if self.ci_low > self.ci_high:
             raise ValueError(f"ci_low {self.ci_low} is above ci_high {self.ci_high}")
+        if not self.ci_low <= self.value <= self.ci_high:
+            raise ValueError(f"{self.value} is outside its interval, ci_low {self.ci_low} to ci_high {self.ci_high}")
         return self
 
 
@@ -88,7 +93,7 @@ class Record(_Strict):
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION  # type: ignore[assignment]
-    axis: Literal["pretrain", "tune", "quantize"]
+    axis: Axis
     cell: str = Field(min_length=1)
     technique: str = Field(min_length=1)
     size: str = Field(min_length=1)
@@ -128,7 +133,7 @@ class Record(_Strict):
 class Replica(_Strict):
     """The quality of a cell that was trained again from another seed, or why it could not be."""
 
-    axis: Literal["pretrain", "tune"]
+    axis: TrainedAxis
     cell: str = Field(min_length=1)
     seed: int
     status: Literal["ok", "failed"]

@@ -49,6 +49,8 @@ def test_round_trip(tmp_path: Path) -> None:
         (lambda content: content["metrics"]["perplexity"].update(direction="higher"), "expected '', lower"),
         (lambda content: content["metrics"]["perplexity"].update(ci_low=None), "ci_low and ci_high come together"),
         (lambda content: content["metrics"]["perplexity"].update(ci_low=3.0), "is above ci_high"),
+        (lambda content: content["metrics"]["perplexity"].update(value=0.9), "0.9 is outside its interval, ci_low 1.0"),
+        (lambda content: content["metrics"]["perplexity"].update(value=2.1), "2.1 is outside its interval, ci_low 1.0"),
         (lambda content: content["metrics"]["perplexity"].update(source="guessed"), "measured"),
         (lambda content: content.update(missing={"perplexity": "no"}), "both measured and missing: perplexity"),
         (lambda content: content.update(status="failed"), "a failed record has a reason"),

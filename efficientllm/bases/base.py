@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from efficientllm import paths, pipeline
+from efficientllm.bases.kept_text import check_text_kept
 from efficientllm.bases.own import check_own_checkpoint
 from efficientllm.bases.sources import is_own_checkpoint, open_checkpoint, random_shape
 from efficientllm.config import Configuration
@@ -48,8 +49,8 @@ def make_base(configuration: Configuration, size: str) -> None:
         size: A key of `bases` in params.yaml.
 
     Raises:
-        ParameterError: The source does not exist, is a model that cannot be read as a decoder of ours, or does not fit its
-            tokenizer or the data's.
+        ParameterError: The source does not exist, is a model that cannot be read as a decoder of ours, does not fit its
+            tokenizer or the data's, or has a tokenizer that loses the held-out text.
         ArtifactError: The source is damaged.
     """
     from efficientllm.models.imports import from_transformers
@@ -79,7 +80,9 @@ def make_base(configuration: Configuration, size: str) -> None:
             tokens = open_split(paths.DATA, HELD_OUT)
         else:
             _check_lossless(size)
-            tokens = _encoded_anew(load_tokenizer(folder))
+            texts, tokenizer = _held_out_texts(), load_tokenizer(folder)
+            tokens = tokenizer.encode_documents(texts)
+            check_text_kept(size, source, texts, tokenizer.decode(tokens.tolist()))
             write_split(folder, HELD_OUT, tokens)
         _check_embeddings(configuration, size, folder, config.vocabulary_size, tokens)
     untrained = has_random_weights(base_folder(size))
@@ -175,13 +178,12 @@ def _check_embeddings(
         )
 
 
-def _encoded_anew(tokenizer: TextTokenizer) -> np.ndarray:
-    """The held-out text in a base's own tokens: the prepared tokens are decoded and encoded again.
+def _held_out_texts() -> list[str]:
+    """The held-out documents, decoded from the prepared tokens.
 
     The text is the same only where the prepared tokenizer is without loss, see `_check_lossless`.
     """
     prepared = load_tokenizer(paths.DATA)
     tokens = open_split(paths.DATA, HELD_OUT)
     ends = np.flatnonzero(tokens == prepared.end_token_id)
-    documents = np.split(tokens, ends + 1)
-    return tokenizer.encode_documents(prepared.decode(document.tolist()) for document in documents if len(document))
+    return [prepared.decode(document.tolist()) for document in np.split(tokens, ends + 1) if len(document)]

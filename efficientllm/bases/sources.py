@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, ValidationError
 
+from efficientllm.bases.foreign import check_foreign_checkpoint
 from efficientllm.config.faults import first_fault
 from efficientllm.config.load import read_yaml
 from efficientllm.config.schema import Section
@@ -50,8 +51,6 @@ class RandomModel(Section):
     shape: dict[str, Any]
 
 
-_LISTED = 3
-"""How many weights of a wrong shape a message lists."""
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _KINDS: dict[str, type[HubModel | PackagedFile | RandomModel]] = {
     "hub": HubModel, "package": PackagedFile, "shape": RandomModel,
@@ -181,7 +180,7 @@ def _load(name: str, shown: str, **options: Any) -> tuple["PreTrainedModel", "Pr
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
-        # wrong shapes are let through to _check_complete, since Transformers' own error does not say which they are
+        # wrong shapes are let through to check_foreign_checkpoint, since Transformers' own error does not say which they are
         model, found = AutoModelForCausalLM.from_pretrained(
             name, trust_remote_code=False, use_safetensors=True, dtype="auto", low_cpu_mem_usage=True,
             output_loading_info=True, ignore_mismatched_sizes=True, **options,
@@ -194,33 +193,5 @@ def _load(name: str, shown: str, **options: Any) -> tuple["PreTrainedModel", "Pr
         raise
     except Exception as error:  # each format's reader raises its own kinds at a damaged file
         raise ArtifactError(f"base {shown} cannot be loaded ({first_line(error)}): get it again") from error
-    _check_complete(shown, found)
+    check_foreign_checkpoint(shown, name, model, found, options)
     return model, tokenizer
-
-
-def _check_complete(shown: str, found: dict[str, Any]) -> None:
-    """Checks that a checkpoint and its configuration ask for the same weights: Transformers draws at random what is missing.
-
-    Tied heads, and buffers of old checkpoints that are computed anew (`rotary_emb.inv_freq`, GPT-NeoX's `attention.bias`
-    and `masked_bias`), Transformers has taken out by then.
-
-    Raises:
-        ArtifactError: They do not; the message names the first weights.
-    """
-    if mismatched := sorted(found["mismatched_keys"]):
-        listed = "; ".join(
-            f"{name} is {list(stored)} in the file and {list(wanted)} in the configuration"
-            for name, stored, wanted in mismatched[:_LISTED]
-        )
-        more = f"; and {len(mismatched) - _LISTED} more" if len(mismatched) > _LISTED else ""
-        faults = [f"does not fit its configuration (config.json): {listed}{more}"]
-    else:
-        kinds = (("missing_keys", "lacks {} that its configuration (config.json) asks for, the first {}"),
-                 ("unexpected_keys", "holds {} that its configuration (config.json) does not name, the first {}"))  # fmt: skip
-        faults = [
-            fault.format("a weight" if len(names) == 1 else f"{len(names)} weights", names[0])
-            for kind, fault in kinds
-            if (names := sorted(found[kind]))
-        ]
-    if faults:
-        raise ArtifactError(f"base {shown} {', and '.join(faults)}: get it again, or correct its configuration")

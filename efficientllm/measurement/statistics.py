@@ -97,9 +97,13 @@ def summarize(
 
 
 def single(key: str, value: float, *, method: str, interval: tuple[float, float] | None = None, n: int = 1) -> Value:
-    """A measured value that is no median of repeats: a count, or a mean over `n` observations with its interval."""
+    """A measured value that is no median of repeats: a count, or a mean over `n` observations with its interval.
+
+    The interval is extended to the value where that lies outside: a bootstrap of few or skewed observations may leave out
+    what it is an interval of, and one of equal observations does by a rounding.
+    """
     known = metric(key)
-    low, high = interval or (None, None)
+    low, high = (min(interval[0], value), max(interval[1], value)) if interval else (None, None)
     return Value(
         value=value, unit=known.unit, direction=known.direction, source="measured", method=method, n=n,
         ci_low=low, ci_high=high,

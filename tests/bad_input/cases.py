@@ -462,6 +462,26 @@ def edit_json(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def in_integers(root: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    path = llama(root) / "model.safetensors"
+    weights = {name: tensor.to(torch.int8) if ".mlp." in name else tensor for name, tensor in load_file(path).items()}
+    save_file(weights, path, {"format": "pt"})
+
+
+def letters_only(root: Path) -> None:
+    import string
+
+    from tokenizers import Tokenizer, models
+
+    tokens = {token: number for number, token in enumerate(["</s>", "<unk>", *string.ascii_letters])}
+    folder = llama(root)
+    (folder / "tokenizer.json").write_text(Tokenizer(models.BPE(tokens, [], unk_token="<unk>")).to_str())
+    edit_json(folder / "tokenizer_config.json", bos_token=None, eos_token="</s>", pad_token=None)
+
+
 def few_embeddings(root: Path) -> None:
     llama(root, vocab_size=200)
 
@@ -510,6 +530,9 @@ BASE_CASES = [
     base("a checkpoint that lacks a layer of its configuration", more_layers, "checkpoint", "checkpoint", "lacks", "model.layers.1."),
     base("a checkpoint of another shape than its configuration", other_width, "checkpoint", "checkpoint", "[16, 16]", "[32, 16]"),
     base("a tokenizer with more tokens than the model has embeddings", few_embeddings, "checkpoint", "bases.small", "200 embeddings"),
+    base("a checkpoint in 8 bits whose configuration does not say so", in_integers, "checkpoint", "checkpoint", "model.safetensors",
+         "mlp.down_proj.weight as I8", "unquantized checkpoint"),
+    base("a tokenizer that knows letters only", letters_only, "checkpoint", "bases.small", "checkpoint", "held-out text", "byte-level"),
     base("weights of this pipeline in 8 bits", own_in_integers, "checkpoint", "bases.small", "I8", needs=MODEL),
     base("a header of 4 EiB", endless_header, "checkpoint", "checkpoint", "get it again", hidden=r"(?<=loaded \().*(?=\))"),
     base("a family of models that cannot be read", other_family, "checkpoint", "'gpt2'", "known are"),
@@ -548,6 +571,7 @@ FACTS = {
     "parameters_total": 1, "parameters_active": 1, "parameters_trainable": 1, "bytes_on_disk": 1, "bytes_in_memory": 1,
 }  # fmt: skip
 NAN = {"value": float("nan"), "unit": "s", "direction": "lower", "source": "measured", "method": "m", "n": 1}
+OUTSIDE = NAN | {"value": 3.0, "ci_low": 1.0, "ci_high": 2.0}
 MEASURE = ("--axis", "pretrain", "--cell", "dense_small")
 
 ARTIFACT_CASES = [
@@ -557,6 +581,9 @@ ARTIFACT_CASES = [
              RECORD, "finite", "dvc repro -f"),
     artifact("a record without a metric", record(status="ok", reason=None, model=FACTS), "normalize", (), RECORD, "neither measured nor explained",
              hidden=r"(?<=explained: ).*(?=; measure)"),
+    artifact("a record whose value is outside its interval",
+             record(status="ok", reason=None, model=FACTS, metrics={"average_latency": OUTSIDE}), "normalize", (),
+             RECORD, "outside its interval", "dvc repro -f"),
     artifact("a record of another version", record(schema_version=2), "normalize", (), "schema_version", "dvc repro -f"),
     artifact("a failed record without a reason", record(reason=None), "normalize", (), RECORD, "reason", "dvc repro -f"),
     artifact("hardware.json that is cut off", write("hardware.json", "{"), "measure", MEASURE, "hardware.json", "dvc repro"),

@@ -96,6 +96,30 @@ def test_a_gguf_file_that_lacks_layers(run: Path) -> None:
     refused(Path("model.gguf"), ArtifactError, "base model.gguf lacks 18 weights .* the first model.layers.2")
 
 
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        (
+            {f"blk.1.{name}": (4,) for name in ("attn_norm.weight", "ffn_norm.weight", "ffn_up.weight")},
+            "holds 3 weights that its metadata does not name, the first blk.1.attn_norm.weight: .* safetensors checkpoint",
+        ),
+        (
+            {"blk.0.attn_q.bias": (64,)},
+            "holds a weight that its metadata does not name, the first blk.0.attn_q.bias",
+        ),
+        ({"rope_freqs.weight": (8,)}, "holds a weight that its metadata does not name, the first rope_freqs.weight"),
+    ],
+)
+def test_a_gguf_file_with_more_than_its_metadata(run: Path, tensors: dict[str, tuple[int]], message: str) -> None:
+    tokenizer_folder(Path("tokenizer"))
+    model = llama(300, num_hidden_layers=1, tie_word_embeddings=True)
+    backend = load_tokenizer(Path("tokenizer")).backend
+    write_gguf(Path("model.gguf"), model, backend, further=tensors)
+    refused(Path("model.gguf"), ArtifactError, f"base model.gguf {message}")
+    write_gguf(Path("model.gguf"), model, backend)
+    make_base(configuration("model.gguf"), "small")
+
+
 def test_tables_of_old_checkpoints_are_passed_over(run: Path) -> None:
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
@@ -121,6 +145,41 @@ def test_tables_of_old_checkpoints_are_passed_over(run: Path) -> None:
         Path("llama"), lambda weights: weights | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}
     )
     make_base(configuration("llama"), "small")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(torch.int8, "I8"), (torch.uint8, "U8"), (torch.float8_e4m3fn, "F8_E4M3"), (torch.int32, "I32")]
+)
+@pytest.mark.parametrize("shards", [False, True])
+def test_weights_that_are_codes_of_a_quantization(run: Path, kind: torch.dtype, name: str, shards: bool) -> None:
+    source = Path("checkpoint")
+    checkpoint(source)
+    edit_weights(
+        source, lambda weights: {k: v.to(kind) if k.endswith("mlp.up_proj.weight") else v for k, v in weights.items()}
+    )
+    file = "model.safetensors"
+    if shards:
+        file = "model-00001-of-00001.safetensors"
+        names = list(load_file(source / "model.safetensors"))
+        (source / "model.safetensors").rename(source / file)
+        write_json(source / "model.safetensors.index.json", {"metadata": {}, "weight_map": dict.fromkeys(names, file)})
+    message = (
+        f"base checkpoint: {file} holds model.layers.0.mlp.up_proj.weight as {name}, .* name the unquantized checkpoint"
+    )
+    refused(source, ArtifactError, message)
+
+
+def test_a_quantized_checkpoint(run: Path) -> None:
+    """With its configuration Transformers loads it, and the model is no plain one."""
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    checkpoint(Path("plain"))
+    quantized = AutoModelForCausalLM.from_pretrained(
+        "plain", trust_remote_code=False, quantization_config=BitsAndBytesConfig(load_in_8bit=True)
+    )
+    tokenizer_folder(Path("checkpoint"))
+    quantized.save_pretrained("checkpoint")
+    refused(Path("checkpoint"), ParameterError, "base checkpoint is quantized, .*: name the unquantized checkpoint")
 
 
 @pytest.mark.parametrize("same", [True, False])

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from efficientllm.measurement.statistics import repeats_interval, summarize
+from efficientllm.measurement.statistics import repeats_interval, single, summarize
 
 
 @pytest.mark.parametrize("repeats", [2, 3, 5])
@@ -84,3 +84,14 @@ def test_an_accuracy_over_seeds_stays_between_none_and_all() -> None:
         assert low.ci_high is not None and 2.0 < low.ci_high < 100.0
     change = summarize("task_accuracy_change", [0.0, 2.0, 1.0], source="measured", method="made up")
     assert change.ci_low is not None and change.ci_low < 0, "a difference may be negative"
+
+
+def test_a_bootstrap_that_leaves_its_value_out_is_extended_to_it() -> None:
+    for interval, ends in (
+        ((1.5, 2.0), (1.0, 2.0)),
+        ((0.0, 0.5), (0.0, 1.0)),
+        ((0.5, 2.0), (0.5, 2.0)),
+        (None, (None, None)),
+    ):
+        value = single("perplexity", 1.0, method="made up", n=9, interval=interval)
+        assert (value.value, value.ci_low, value.ci_high) == (1.0, *ends)
