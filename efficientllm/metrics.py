@@ -148,7 +148,7 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "training_throughput", "TT", "Training throughput", "token/s", "higher",
-        "Training tokens consumed per second in the steady window.",
+        "Training tokens consumed per second in the steady window; in tuning with the padding of its batches.",
         ranked_on=("pretrain",), shown_on=("tune",),
     ),
     Metric(
@@ -173,7 +173,7 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "energy_per_token", "EPT", "Energy per token", "J/token", "lower",
-        "Joules per training token (pretraining, tuning) or per generated token (quantization).",
+        "Joules per training token (pretraining; tuning, with the padding of its batches) or per generated token (quantization).",
         ranked_on=AXES,
     ),
     Metric(

@@ -1,6 +1,7 @@
 """Measures one cell: quality, a window of training steps, a serving workload; all from its artifact, on this machine."""
 
 import gc
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,9 @@ from efficientllm.measurement.training_values import train, training_values
 from efficientllm.models.decoder import Decoder
 from efficientllm.records import Record, write_record
 from efficientllm.stage import cell_errors, failure
+
+_LIBRARIES = ("codecarbon", "torch._dynamo", "transformers.modeling_utils", "peft")
+"""What some cells import at first use; PEFT brings bitsandbytes."""
 
 
 def measure_cell(configuration: Configuration, axis: registry.Axis, cell: str) -> None:
@@ -91,9 +95,11 @@ def _measure(
     settings, laps = configuration.profile.measure, Laps()
     nvml = NvmlDevice.of(device) if device.type == "cuda" else None
     others = check_exclusive(nvml, allow_shared=settings.allow_shared)
-    memory = MemoryMeter(device, nvml)
+    if device.type == "cpu":
+        _import_libraries()
     meter = EnergyMeter(device, settings.country_iso_code, nvml=nvml)
     quiet = idle(settings.idle_seconds, meter, allow_shared=settings.allow_shared)
+    memory = MemoryMeter(device, nvml)  # last, or on a CPU the meters themselves would be memory of the cell
     information: dict[str, Any] = {
         # of several equal ones a cell takes any that is free, and they differ by some percent
         "card": None if nvml is None else nvml.uuid(),
@@ -132,6 +138,12 @@ def _measure(
     laps.end("comparison with the base or bfloat16")
     information["seconds"] = laps.seconds
     return findings
+
+
+def _import_libraries() -> None:
+    """Imports what a preloaded process has imported: hundreds of MiB that would count as memory of those cells that need them."""
+    for name in _LIBRARIES:
+        importlib.import_module(name)
 
 
 def _quality(

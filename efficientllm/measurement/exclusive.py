@@ -48,7 +48,7 @@ def idle(seconds: float, meter: EnergyMeter, *, allow_shared: bool) -> Idle:
                 others = busy.others_cores
             else:
                 time.sleep(seconds)
-        watts = reading.watts
+        watts, missing = (reading.watts, None) if reading.fault is None else (None, reading.fault)
     except MeasurementError as error:
         missing = str(error)
     if others is not None and others > BUSY_CORES and not allow_shared:

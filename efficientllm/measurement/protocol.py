@@ -23,7 +23,7 @@ from efficientllm.device import synchronize
 from efficientllm.garbage import existing_objects_exempt
 from efficientllm.measurement.energy import EnergyMeter, EnergyReading
 from efficientllm.measurement.exclusive import BUSY_CORES
-from efficientllm.measurement.memory import MemoryMeter, MemoryReading
+from efficientllm.measurement.memory import GIB, MemoryMeter, MemoryReading
 from efficientllm.measurement.utilization import UtilizationMeter, UtilizationReading
 
 _PREPARING_CALLS = 3
@@ -45,6 +45,7 @@ class Workload:
         device: Where it runs.
         record: Changes how the calls after it are launched, not what they compute. It comes after the memory pass: a CUDA
             graph keeps its memory to itself, and the allocator no longer sees what is in use when.
+        unseen_bytes: Of graphs that are there already, the most memory that a call needs and the allocator does not see.
     """
 
     step: Callable[[], None]
@@ -52,6 +53,7 @@ class Workload:
     samples_per_call: int
     device: torch.device
     record: Callable[[], None] | None = None
+    unseen_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ class WorkloadResult:
         windows: The repeats, in the order in which they were taken.
         memory_method: How memory was read.
         busy_method: How the busy share was read.
+        unseen_bytes: Memory of CUDA graphs that is in the peaks and not in the means.
     """
 
     warmup_calls: int
@@ -98,6 +101,7 @@ class WorkloadResult:
     windows: list[WindowResult]
     memory_method: str
     busy_method: str
+    unseen_bytes: int = 0
 
     def seconds_per_call(self) -> list[float]:
         """Mean seconds per call of each repeat."""
@@ -169,8 +173,8 @@ def measure_workloads(
                 _window(workloads[position], settings.window_seconds, window_calls, meter, utilization, turn)
             )
     return [
-        WorkloadResult(calls, seconds, stable, readings, taken, memory.method, utilization.method)
-        for (calls, seconds, stable), readings, taken in zip(warm, held, windows, strict=True)
+        WorkloadResult(*warmed, readings, taken, memory.method, utilization.method, workload.unseen_bytes)
+        for workload, warmed, readings, taken in zip(workloads, warm, held, windows, strict=True)
     ]
 
 
@@ -186,6 +190,7 @@ def _memory(workload: Workload, settings: MeasureSettings, memory: MemoryMeter) 
         while time.perf_counter() - started < settings.memory_seconds:
             workload.step()
     synchronize(workload.device)
+    reading.peak += workload.unseen_bytes / GIB
     return reading
 
 

@@ -1,11 +1,14 @@
 """Memory, utilization, power and energy of a measured workload."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from efficientllm.config import Configuration
 from efficientllm.measurement.carbon import carbon_dioxide_grams
 from efficientllm.measurement.energy import JOULES_PER_KWH, EnergyMeter
 from efficientllm.measurement.findings import Findings
+from efficientllm.measurement.memory import GIB
 from efficientllm.measurement.protocol import WorkloadResult
 from efficientllm.measurement.statistics import summarize
 
@@ -29,11 +32,13 @@ def resource_values(
         workload: The workload's name: training or serving.
     """
     window = window_seconds(result)
-    for key, held in (
-        ("accelerator_memory_utilization", [reading.mean for reading in result.memory]),
-        ("memory_peak", [max(reading.peak for reading in result.memory)]),
+    unseen = f"the {result.unseen_bytes / GIB:.3g} GiB that CUDA graphs keep for the prompts"
+    for key, held, graphs in (
+        ("accelerator_memory_utilization", [reading.mean for reading in result.memory], f"; without {unseen}"),
+        ("memory_peak", [max(reading.peak for reading in result.memory)], f"; with {unseen}, taken before recording"),
     ):
-        findings.values[key] = summarize(key, held, source="measured", method=f"{workload}: {result.memory_method}")
+        method = f"{workload}: {result.memory_method}{graphs if result.unseen_bytes else ''}"
+        findings.values[key] = summarize(key, held, source="measured", method=method)
     busy = [window.busy.percent for window in result.windows]
     findings.values["processor_compute_utilization"] = summarize(
         "processor_compute_utilization",
@@ -71,10 +76,7 @@ def resource_values(
 def _energy_values(result: WorkloadResult, meter: EnergyMeter, tokens: int, findings: Findings, workload: str) -> None:
     """Adds power, energy per token, and the same above the idle machine; doubts stand in the method."""
     information = findings.information
-    doubts = dict.fromkeys(window.energy.fault for window in result.windows if window.energy.fault is not None)
-    if information["energy_sensor_doubt"] is not None:
-        doubts[information["energy_sensor_doubt"]] = None
-    method = "; ".join([f"{workload}: {meter.method}{result.doubts()}", *(f"DOUBTFUL: {doubt}" for doubt in doubts)])
+    method = f"{workload}: {meter.method}{energy_doubts([result], findings)}"
     values = {
         "average_energy_consumption": [window.energy.watts for window in result.windows],
         "energy_per_token": [joules / tokens for joules in result.joules_per_call()],
@@ -94,6 +96,15 @@ def _energy_values(result: WorkloadResult, meter: EnergyMeter, tokens: int, find
         findings.values[name] = summarize(
             name, repeats, source=meter.source, method=method, window_s=window_seconds(result)
         )
+
+
+def energy_doubts(results: Sequence[WorkloadResult], findings: Findings) -> str:
+    """What makes energies from these workloads' windows doubtful, to be put behind a method; mostly nothing."""
+    doubts = dict.fromkeys(result.doubts() for result in results)
+    faults = [window.energy.fault for result in results for window in result.windows]
+    faults.append(findings.information["energy_sensor_doubt"])
+    doubts |= dict.fromkeys(f"; DOUBTFUL: {fault}" for fault in faults if fault is not None)
+    return "".join(doubts)
 
 
 def window_seconds(result: WorkloadResult) -> float:

@@ -20,7 +20,7 @@ from efficientllm.measurement.findings import Findings
 from efficientllm.measurement.memory import GIB, MemoryMeter
 from efficientllm.measurement.parts import stored_parts
 from efficientllm.measurement.protocol import WorkloadResult, measure_workloads
-from efficientllm.measurement.resource_values import resource_values, window_seconds
+from efficientllm.measurement.resource_values import energy_doubts, resource_values, window_seconds
 from efficientllm.measurement.statistics import single, summarize
 from efficientllm.measurement.workloads import prefill_workload, serving_engine, serving_prompts, serving_workload
 from efficientllm.models.decoder import Decoder
@@ -149,10 +149,10 @@ def _energy_by_phase(
     findings: Findings,
 ) -> None:
     """Joules of prefill, from windows of their own, and of decoding, as the difference to whole requests."""
-    shape = f"{_shape(settings)}; {meter.method}{served.doubts()}"
+    shape = f"{_shape(settings)}; {meter.method}"
     findings.values["prefill_energy_per_token"] = summarize(
         "prefill_energy_per_token", [joules / prompt_tokens for joules in prefill.joules_per_call()], source=meter.source,
-        method=f"windows of prefill alone; {shape}", window_s=window_seconds(prefill),
+        method=f"windows of prefill alone; {shape}{energy_doubts([prefill], findings)}", window_s=window_seconds(prefill),
     )  # fmt: skip
     key = "decode_energy_per_token"
     tokens = settings.serving_batch_size * decoded_tokens
@@ -165,7 +165,8 @@ def _energy_by_phase(
         return
     findings.values[key] = summarize(
         key, [joules / tokens for joules in decoding], source=meter.source,
-        method=f"whole requests less prefill, repeat by repeat; {shape}", window_s=window_seconds(served),
+        method=f"whole requests less prefill, repeat by repeat; {shape}{energy_doubts([served, prefill], findings)}",
+        window_s=window_seconds(served),
     )  # fmt: skip
 
 

@@ -49,7 +49,7 @@ def serving_curves(
     Returns:
         `batches` and `contexts`, lists of points. A point has `batch` and `context` (tokens in each sequence's cache when
         the first token is decoded), and `tokens_per_second`, `inter_token_latency_s`, `joules_per_token` (null where the
-        window is too short), `cache_bytes`, `weights_bytes`, `peak_gib` (null on a CPU), `bandwidth_share` and
+        window is too short or its counter failed), `cache_bytes`, `weights_bytes`, `peak_gib` (null on a CPU), `bandwidth_share` and
         `execution`; or the `reason` why it could not be measured.
     """
 
@@ -112,7 +112,8 @@ def _measured(
     if settings.serving_curve_seconds >= SHORTEST_ENERGY_WINDOW:
         with meter.window() as energy:
             times = _calls(engine, device, settings.serving_curve_seconds)
-        joules = energy.joules / (len(times) * tokens * batch)
+        if energy.fault is None:  # else no figure, rather than one that nothing would mark as doubtful
+            joules = energy.joules / (len(times) * tokens * batch)
     else:
         times = _calls(engine, device, settings.serving_curve_seconds)
     latency = statistics.median(times) / tokens

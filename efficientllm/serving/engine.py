@@ -83,8 +83,12 @@ class GreedyEngine:
         self._project: Callable[[torch.Tensor], torch.Tensor] = decoder.project
         self._most_likely: Callable[[torch.Tensor], torch.Tensor] = _most_likely
         self.execution = f"launched kernel by kernel ({self._device.type.upper()})"
+        self.unseen_bytes = 0
+        """Device memory that the prompts need for a while and CUDA's allocator does not count, since a graph keeps it to itself."""
         if self._device.type == "cuda":
+            needed = self._prompt_bytes()
             self._record(output_length)
+            self.unseen_bytes = needed if self._graphs else 0
 
     @property
     def prompt_length(self) -> int:
@@ -133,6 +137,14 @@ class GreedyEngine:
         self.cache.length = self.prompt_length
         for index in range(1, self._tokens.shape[1]):
             self._step(index)
+
+    def _prompt_bytes(self) -> int:
+        """Most that computing the prompts takes beside what stays allocated; of all steps they take by far the most."""
+        self._launch(0)  # what is prepared at first use stays
+        torch.cuda.reset_peak_memory_stats(self._device)
+        before = torch.cuda.memory_allocated(self._device)
+        self._launch(0)
+        return torch.cuda.max_memory_allocated(self._device) - before
 
     def _record(self, output_length: int) -> None:
         """Records all steps, compiled where that is possible and faster, or says why they cannot be recorded."""

@@ -9,6 +9,7 @@ from efficientllm.models.cache import BlockState, DecodingCache
 from efficientllm.models.decoder import Decoder
 from efficientllm.models.interfaces import Block
 from efficientllm.models.sparse_attention import SparseLayout
+from efficientllm.models.sparse_memory import BlockCompression
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,10 @@ class Traffic:
 def decoding_traffic(decoder: Decoder, cache: DecodingCache, context: float) -> Traffic:
     """Returns what one decoding step cannot do without reading; what it writes is not counted.
 
-    All weights but the rows of the embedding that are looked up (a tied embedding is read whole, as the output head) and
-    the experts that no token of the batch is sent to; of the cache all tokens, of a recurrent state all, and with native
-    sparse attention the entries that a query attends to.
+    All weights but the rows of tables that are not looked up (a tied embedding is read whole, as the output head; of learned
+    positions one row is read), the experts that no token of the batch is sent to, and native sparse attention's
+    compression, which one step in `compression_stride` runs; of the cache all tokens, of a recurrent state all, and with
+    native sparse attention the entries that a query attends to.
 
     Args:
         decoder: The model.
@@ -44,11 +46,17 @@ def decoding_traffic(decoder: Decoder, cache: DecodingCache, context: float) -> 
     batch = cache.batch_size
     weights = float(bytes_in_memory(decoder))
     if decoder.lm_head is not None:
-        embedding = decoder.embed_tokens.weight
-        weights -= embedding.nbytes - min(batch, len(embedding)) * embedding[0].nbytes
-    weights -= sum(_idle_experts(block, batch) for block in decoder.blocks())
+        weights -= _unread_rows(decoder.embed_tokens, batch)
+    weights -= sum(_unread_rows(table, 1) for table in decoder.position.modules() if isinstance(table, nn.Embedding))
+    weights -= sum(_idle_experts(block, batch) + _idle_compression(block) for block in decoder.blocks())
     states = zip(decoder.blocks(), cache.blocks, strict=True)
     return Traffic(weights, sum(_read(block, state, cache, context) for block, state in states))
+
+
+def _unread_rows(table: nn.Embedding, looked_up: int) -> float:
+    """Bytes of the rows of a table that a step does not look up."""
+    rows = table.weight
+    return float((len(rows) - min(looked_up, len(rows))) * rows[0].nbytes)
 
 
 def _idle_experts(block: Block, batch: int) -> float:
@@ -61,6 +69,15 @@ def _idle_experts(block: Block, batch: int) -> float:
     return stacked * float((1 - options.experts_per_token / experts) ** batch)
 
 
+def _idle_compression(block: Block) -> float:
+    """Bytes of what compresses blocks of keys, in the share of steps that complete no block."""
+    layout = getattr(block.mixer, "layout", None)
+    if not isinstance(layout, SparseLayout):
+        return 0.0
+    parts = (part for part in block.mixer.modules() if isinstance(part, BlockCompression))
+    return sum(map(bytes_in_memory, parts)) * (1 - 1 / layout.compression_stride)
+
+
 def _stacked(module: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in module.parameters() if parameter.dim() == 3]
 
@@ -70,16 +87,16 @@ def _read(block: Block, state: BlockState, cache: DecodingCache, context: float)
     mixer = block.mixer
     fixed = float(sum(tensor.nbytes for tensor in state.feedforward.values()))
     tensors = state.mixer.values()
-    allocated = float(sum(tensor.nbytes for tensor in tensors))
     grown = mixer.cache_elements_per_token()
     if not grown:
-        return fixed + allocated
-    element = next(iter(tensors)).element_size()
+        return fixed + float(sum(tensor.nbytes for tensor in tensors))
     layout = getattr(mixer, "layout", None)
     if isinstance(layout, SparseLayout):
         entry = sum(state.mixer[f"selected_{part}"][:, 0].nbytes for part in ("keys", "values"))
         recent = sum(state.mixer[f"recent_{part}"].nbytes for part in ("keys", "values"))
         entries = layout.compressed(int(context)) + min(context, layout.selected_blocks * layout.selection_block)
         return fixed + recent + entry * (entries + min(context, layout.sliding_window))
-    per_token = float(grown * element * cache.batch_size)
-    return fixed + allocated - per_token * cache.max_length + per_token * context
+    # not a share of what is allocated, which on a GPU may be some rows more than tokens
+    dtype = next(iter(tensors)).dtype
+    fixed += sum(tensor.nbytes for tensor in mixer.new_cache(cache.batch_size, 0, dtype, "meta").values())
+    return fixed + grown * dtype.itemsize * cache.batch_size * context

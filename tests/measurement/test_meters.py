@@ -344,6 +344,17 @@ def test_memory_is_not_sampled_while_the_device_catches_up(monkeypatch: pytest.M
     assert all(reading.mean > 3 for reading in result.memory)
 
 
+def test_memory_of_graphs_is_in_the_peak() -> None:
+    meter = MemoryMeter(CPU, read=lambda: 4 * GIB, interval_s=0.001)
+    results = measure_workloads(
+        [Workload(lambda: time.sleep(0.002), 1, 1, CPU, unseen_bytes=unseen) for unseen in (0, GIB)], SETTINGS, Meter(),  # type: ignore[arg-type]
+        meter, window_calls=1, seed=0,
+    )  # fmt: skip
+    assert [(result.memory[0].mean, result.memory[0].peak, result.unseen_bytes) for result in results] == [
+        (0.0, 0.0, 0), (0.0, 1.0, GIB),
+    ]  # fmt: skip
+
+
 def test_a_window_keeps_the_device_busy_and_the_host_near(monkeypatch: pytest.MonkeyPatch) -> None:
     least, pending, done, depths = 3, deque[int](), [0], list[int]()
 
@@ -411,6 +422,18 @@ def test_idle_power_that_cannot_be_read_has_a_reason() -> None:
 
     quiet = idle(0.05, Silent(), allow_shared=True)  # type: ignore[arg-type]
     assert (quiet.watts, quiet.missing) == (None, "0 J in 0.05 s")
+
+
+def test_idle_power_of_a_failing_counter_is_none() -> None:
+    class Failing(Meter):
+        @contextmanager
+        def window(self) -> Iterator[EnergyReading]:
+            with super().window() as reading:
+                yield reading
+            reading.fault = "the counter went backwards"
+
+    quiet = idle(0.05, Failing(), allow_shared=True)  # type: ignore[arg-type]
+    assert (quiet.watts, quiet.missing) == (None, "the counter went backwards")
 
 
 def test_cpu_that_others_use_is_refused_or_said() -> None:

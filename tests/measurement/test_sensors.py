@@ -22,7 +22,8 @@ from efficientllm.measurement.hardware import sensor_doubt
 from efficientllm.measurement.memory import MemoryMeter
 from efficientllm.measurement.nvml import NvmlDevice
 from efficientllm.measurement.protocol import Workload, WorkloadResult, measure_workloads
-from efficientllm.measurement.resource_values import resource_values
+from efficientllm.measurement.resource_values import energy_doubts, resource_values
+from efficientllm.measurement.serving_values import _energy_by_phase
 from efficientllm.measurement.utilization import UtilizationMeter
 
 CUDA = torch.device("cuda", 0)
@@ -270,6 +271,22 @@ def test_doubts_stand_beside_the_figure(install: Install) -> None:
     assert findings.missing["net_energy_per_token"] == "no idle power: 0 J at idle"
     findings = values(result, meter, idle=300.0, doubt=None)
     assert "no more than at idle" in findings.missing["net_energy_per_token"]
+
+
+def test_doubts_about_a_phase_stand_beside_its_energy(install: Install) -> None:
+    gpu = install(Gpu(UUID))
+    meter = EnergyMeter(CUDA)
+    served, prefill = (measured(meter, gpu, repeats=1, window_seconds=0.12) for _ in range(2))
+    served.windows[0].energy.joules *= 10
+    prefill.windows[0].energy.fault = "the counter went backwards"
+    findings = Findings(SimpleNamespace(), {}, information={"energy_sensor_doubt": "it failed the probe"})  # type: ignore[arg-type]
+    settings: Any = SimpleNamespace(serving_batch_size=1, serving_prompt_length=4, serving_output_length=6)
+    _energy_by_phase(settings, 4, 5, served, prefill, meter, findings)
+    for key in ("prefill_energy_per_token", "decode_energy_per_token"):
+        method = findings.values[key].method
+        assert "DOUBTFUL: the counter went backwards" in method
+        assert "DOUBTFUL: it failed the probe" in method
+    assert "backwards" not in energy_doubts([served], findings)
 
 
 def test_other_processes_and_own_memory(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,10 +24,11 @@ SETTINGS = MeasureSettings(
 
 class Meter:
     source = "measured"
+    fault: str | None = None
 
     @contextlib.contextmanager
     def window(self) -> Iterator[Any]:
-        yield SimpleNamespace(joules=12.0, seconds=1.0)
+        yield SimpleNamespace(joules=12.0, seconds=1.0, fault=self.fault)
 
 
 def prompts(batch: int, length: int) -> torch.Tensor:
@@ -64,6 +65,14 @@ def test_a_long_enough_window_has_its_energy(decoder: Decoder, monkeypatch: pyte
     assert found["energy_source"] == "measured"
     for point in found["batches"]:
         assert point["joules_per_token"] == pytest.approx(12 / (point["calls"] * 3 * point["batch"]))
+
+
+def test_a_window_whose_counter_failed_has_no_energy(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(curves, "SHORTEST_ENERGY_WINDOW", 0.0005)
+    monkeypatch.setattr(Meter, "fault", "the counter went backwards")
+    found = measured(decoder, serving_contexts=[])
+    assert [point["joules_per_token"] for point in found["batches"]] == [None, None]
+    assert all(point["tokens_per_second"] > 0 for point in found["batches"])
 
 
 def test_a_point_beyond_the_model_says_so_and_the_others_are_measured(decoder: Decoder) -> None:

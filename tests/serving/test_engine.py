@@ -191,6 +191,20 @@ def test_an_engine_frees_its_memory_with_its_last_reference(make_config: Any) ->
     assert cache() is None
 
 
+def test_what_the_prompts_need_for_a_while_is_told_from_what_stays(
+    make_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, launched = GreedyEngine(made(make_config, {}), 2, 4, 3), []
+    assert engine.unseen_bytes == 0
+    held = {"reset": 0}
+    monkeypatch.setattr(GreedyEngine, "_launch", lambda self, index: launched.append(index))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: held.update(reset=len(launched)))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 100 * len(launched))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 100 * held["reset"] + 70)
+    assert engine._prompt_bytes() == 70
+    assert (launched, held["reset"]) == ([0, 0], 1)
+
+
 @pytest.mark.parametrize(
     ("fault", "says"),
     [

@@ -57,6 +57,29 @@ def test_sparse_attention_reads_blocks_and_windows(make_config: Make) -> None:
     assert cache_bytes(decoder, 5) == 2 * BATCH * entry * (3 + 1 + 5 + 5)
 
 
+def test_rows_that_pad_a_cache_are_not_read(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("efficientllm.models.decoder.reads_whole_rows", lambda *_: True)
+    decoder = built(make_config, **FAMILIES["mla"])
+    assert decoder.new_cache(BATCH, LONGEST).nbytes() == 2 * 4 * 16 * BATCH * (LONGEST + 8)
+    assert cache_bytes(decoder) == 2 * 4 * 16 * BATCH * CONTEXT
+
+
+def test_of_learned_positions_one_row_is_read(make_config: Make) -> None:
+    decoder = built(make_config, position="learned")
+    found = decoding_traffic(decoder, decoder.new_cache(BATCH, LONGEST), CONTEXT).weights
+    assert found == bytes_in_memory(decoder) - (64 - 1) * 32 * 4
+
+
+def test_sparse_attention_compresses_at_every_stride_only(make_config: Make) -> None:
+    decoder = built(make_config, **FAMILIES["nsa"])
+    block, width = 4, 8
+    compression = block * width + (block * width + 1) * width + (width + 1) * width
+    found = decoding_traffic(decoder, decoder.new_cache(BATCH, LONGEST), CONTEXT).weights
+    assert found == bytes_in_memory(decoder) - 2 * 2 * compression * 4 / 2, (
+        "of two layers' keys and values, every second step"
+    )
+
+
 def test_experts_that_no_token_goes_to_are_not_read(make_config: Make) -> None:
     options = {"experts": 8, "experts_per_token": 2, "load_balancing_weight": 0.0}
     decoder = built(make_config, feedforward="moe", feedforward_options=options)
