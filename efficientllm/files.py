@@ -144,7 +144,7 @@ def read_checked_json(path: Path) -> Any:
 def whole_directory(path: Path) -> Iterator[Path]:
     """Yields an empty temporary folder that becomes `path` when the block succeeds, and vanishes when it fails.
 
-    The finished folder also holds the checksums of its files, see `check_directory`.
+    What was there before stays whole until then. The finished folder also holds the checksums of its files, see `check_directory`.
 
     Raises:
         ArtifactError: The disk is full or the folder cannot be written.
@@ -153,6 +153,7 @@ def whole_directory(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PARTIAL))
+        replaced = temporary.with_name(f"{temporary.name.removesuffix(_PARTIAL)}-replaced{_PARTIAL}")
     except OSError as error:
         raise ArtifactError(f"cannot write {path}: {error.strerror}") from error
     try:
@@ -163,9 +164,9 @@ def whole_directory(path: Path) -> Iterator[Path]:
         for entry in entries:
             _flush(entry)
         write_json(temporary / CHECKSUMS_FILE, sums)
-        if path.exists():
-            shutil.rmtree(path)
         temporary.chmod(0o755)
+        if path.exists():
+            path.replace(replaced)  # at once, where SIGTERM in the middle of its removal would leave neither
         temporary.replace(path)
         _flush(path.parent)
     except OSError as error:
@@ -178,7 +179,10 @@ def whole_directory(path: Path) -> Iterator[Path]:
             raise
         raise ArtifactError(f"cannot write {path}: {error}") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if replaced.exists() and not path.exists():
+            replaced.replace(path)
+        _remove(temporary)
+        _remove(replaced)
 
 
 def check_directory(path: Path, remedy: str | None = None) -> None:
@@ -209,12 +213,15 @@ def _remove_leftovers(path: Path) -> None:
     """Removes what a killed process left of its writing of the same path."""
     leftover = re.compile(rf"\.{re.escape(path.name)}\.[^.]+{re.escape(_PARTIAL)}")
     for entry in path.parent.iterdir():
-        if not leftover.fullmatch(entry.name):
-            continue
-        if entry.is_dir():
-            shutil.rmtree(entry, ignore_errors=True)
-        else:
-            entry.unlink(missing_ok=True)
+        if leftover.fullmatch(entry.name):
+            _remove(entry)
+
+
+def _remove(entry: Path) -> None:
+    if entry.is_dir() and not entry.is_symlink():
+        shutil.rmtree(entry, ignore_errors=True)
+    else:
+        entry.unlink(missing_ok=True)
 
 
 def _flush(path: Path) -> None:

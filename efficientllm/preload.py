@@ -32,7 +32,8 @@ _LONGEST_RUNTIME_FOLDER = 60  # a socket's whole path may have 107 bytes
 _READY_S = 60.0
 _DISTRIBUTIONS = ("torch", "numpy", "safetensors", "codecarbon", "transformers", "peft", "bitsandbytes")
 _PREFIXES = ("OMP_", "GOMP_", "MKL_", "KMP_", "OPENBLAS_", "CUDA_", "NVIDIA_", "NCCL_", "TORCH", "PYTORCH_", "TRITON_", "HF_",
-             "TRANSFORMERS_", "BNB_", "BITSANDBYTES_", "CODECARBON_", "LD_", "PYTHON", "MALLOC_", "GLIBC_")  # fmt: skip
+             "TRANSFORMERS_", "BNB_", "BITSANDBYTES_", "CODECARBON_", "LD_", "PYTHON", "MALLOC_", "GLIBC_", "ATEN_", "DNNL_",
+             "ONEDNN_", "NPY_", "HOME", "XDG_CACHE_HOME")  # fmt: skip
 _CODE = (Path(__file__), Path(__file__).with_name("preload_server.py"))
 _NAMESPACES = ("net", "mnt", "pid", "user", "cgroup")
 
@@ -50,7 +51,7 @@ def start_ahead() -> None:
     if not available():
         return
     with contextlib.suppress(OSError):  # a stage that needs it will say so
-        connection = _connect_or_start(_folder())
+        connection, _ = _connect_or_start(_folder())
         if connection is not None:
             connection.close()
 
@@ -65,32 +66,47 @@ def run_preloaded(module: str) -> int | None:
         Its exit code, or None where no server could be had: then the caller does the work itself.
     """
     try:
-        folder = _folder()
+        connection = _reached(_folder())
+        if connection is not None:
+            _ask(connection, module)  # a server that gets no whole request forks nothing
     except OSError as error:
         print(f"no preloaded process ({error}): importing the libraries here", file=sys.stderr)
         return None
-    connection = _connect_or_start(folder)
-    deadline = time.monotonic() + _READY_S
-    while connection is None and time.monotonic() < deadline:
-        if _refused(folder):
-            return None
-        time.sleep(0.05)
-        connection = _connect(folder)
     if connection is None:
-        print("no preloaded process came up in time: importing the libraries here", file=sys.stderr)
         return None
     with connection:
-        request = {
-            "module": module,
-            "arguments": sys.argv[1:],
-            "directory": str(Path.cwd()),
-            "environment": dict(os.environ),
-        }
-        content = json.dumps(request).encode()
-        sys.stdout.flush()
-        socket.send_fds(connection, [len(content).to_bytes(8, "big")], [0, 1, 2])
-        connection.sendall(content)
         return _wait(connection)
+
+
+def _reached(folder: Path) -> socket.socket | None:
+    """Waits for the server, which may have to import first; None where it has refused.
+
+    Raises:
+        OSError: It ended, or did not come up in time.
+    """
+    connection, server = _connect_or_start(folder)
+    deadline = time.monotonic() + _READY_S
+    while connection is None and not _refused(folder):
+        if server is not None and server.poll():
+            raise ChildProcessError(f"it ended with exit code {server.returncode}, see {folder / 'log'}")
+        if time.monotonic() > deadline:
+            raise TimeoutError("none came up in time")
+        time.sleep(0.05)
+        connection = _connect(folder)
+    return connection
+
+
+def _ask(connection: socket.socket, module: str) -> None:
+    request = {
+        "module": module,
+        "arguments": sys.argv[1:],
+        "directory": str(Path.cwd()),
+        "environment": dict(os.environ),
+    }
+    content = json.dumps(request).encode()
+    sys.stdout.flush()
+    socket.send_fds(connection, [len(content).to_bytes(8, "big")], [0, 1, 2])
+    connection.sendall(content)
 
 
 def _wait(connection: socket.socket) -> int:
@@ -98,13 +114,17 @@ def _wait(connection: socket.socket) -> int:
 
     def forward(number: int, frame: FrameType | None) -> None:
         del frame
-        connection.sendall(bytes([number]))
+        with contextlib.suppress(OSError):  # the server is gone, which the answer tells
+            connection.sendall(bytes([number]))
 
     previous = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         answer = b""
         while len(answer) < 4:
-            received = connection.recv(4 - len(answer))
+            try:
+                received = connection.recv(4 - len(answer))
+            except ConnectionResetError:
+                received = b""
             if not received:
                 print("the preloaded process ended unexpectedly: run the same command again", file=sys.stderr)
                 return 1
@@ -146,6 +166,7 @@ def _identity() -> str:
     for name in _DISTRIBUTIONS:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions.append(f"{name}=={importlib.metadata.version(name)}")
+    status = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")
     namespaces = [str(Path(f"/proc/self/ns/{name}").readlink()) for name in _NAMESPACES]
     inherited = {
         "code": [hashlib.sha256(path.read_bytes()).hexdigest() for path in _CODE],
@@ -154,9 +175,8 @@ def _identity() -> str:
         "environment": sorted(f"{name}={value}" for name, value in os.environ.items() if name.startswith(_PREFIXES)),
         "affinity": sorted(os.sched_getaffinity(0)),
         "priority": os.getpriority(os.PRIO_PROCESS, 0),
-        "limits": [
-            resource.getrlimit(kind) for kind in (resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_FSIZE)
-        ],
+        "limits": [resource.getrlimit(getattr(resource, name)) for name in dir(resource) if name.startswith("RLIMIT_")],
+        "umask": status.partition("\nUmask:")[2].split()[0],
         "namespaces": namespaces,
         "cgroup": Path("/proc/self/cgroup").read_text(encoding="ascii"),
     }
@@ -168,12 +188,10 @@ def _refused(folder: Path) -> bool:
     return (folder / "refused").exists()
 
 
-def _connect_or_start(folder: Path) -> socket.socket | None:
-    """Connects to the server; where there is none it is started, unless it refused before, and None is returned."""
+def _connect_or_start(folder: Path) -> tuple[socket.socket | None, subprocess.Popen[bytes] | None]:
+    """Connects to the server; where there is none it is started, unless it refused before, and its process is returned."""
     connection = _connect(folder)
-    if connection is None and not _refused(folder):
-        _start(folder)
-    return connection
+    return connection, _start(folder) if connection is None and not _refused(folder) else None
 
 
 def _connect(folder: Path) -> socket.socket | None:
@@ -186,13 +204,13 @@ def _connect(folder: Path) -> socket.socket | None:
     return connection
 
 
-def _start(folder: Path) -> None:
+def _start(folder: Path) -> subprocess.Popen[bytes]:
     """Starts a server in a session of its own, so that Ctrl-C in the terminal reaches the stages and not it."""
     # without the first torch asks the CUDA driver itself whether there is a GPU, and a forked process cannot use it then;
     # without the second its compiler starts helper processes, whose pipes all forked processes would share
     environment = {**os.environ, "PYTORCH_NVML_BASED_CUDA_CHECK": "1", "TORCH_WARM_POOL": "0"}
-    subprocess.Popen(
-        [sys.executable, "-c", f"from efficientllm.preload_server import serve; serve({str(folder)!r})"],
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=(folder / "log").open("ab"),
-        start_new_session=True, env=environment,
-    )  # fmt: skip
+    with (folder / "log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-c", f"from efficientllm.preload_server import serve; serve({str(folder)!r})"],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True, env=environment,
+        )  # fmt: skip

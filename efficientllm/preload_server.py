@@ -10,8 +10,10 @@ import selectors
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from efficientllm.preload import SWITCH
 
 _IDLE_S = 120.0
 _THREADS_END_S = 5.0
+_REQUEST_S = 5.0
+"""How long a request may take to arrive; nobody else is served meanwhile."""
 _LIBRARIES = (
     "torch",
     "numpy",
@@ -198,17 +202,16 @@ class _Server:
 
     def _fork(self) -> None:
         connection, _ = self._listener.accept()
-        header, descriptors, _, _ = socket.recv_fds(connection, 8, 3)
-        content = b""
-        while len(header) == 8 and len(content) < int.from_bytes(header, "big"):
-            received = connection.recv(1 << 16)
-            if not received:
-                break
-            content += received
-        pid = os.fork() if len(descriptors) == 3 and content else -1
+        content, descriptors = _received(connection)
+        pid = os.fork() if content is not None else -1
         if pid == 0:
-            self._listener.close()
-            _become(json.loads(content), descriptors)
+            try:
+                self._listener.close()
+                _become(json.loads(content or b""), descriptors)
+            except BaseException:  # noqa: BLE001 - going on here it would be a second server, which removes the socket as it ends
+                traceback.print_exc()
+            finally:
+                os._exit(1)
         for descriptor in descriptors:
             os.close(descriptor)
         if pid < 0:
@@ -244,10 +247,23 @@ class _Server:
         connection.close()
 
 
+def _received(connection: socket.socket) -> tuple[bytes | None, list[int]]:
+    """A request and its three streams; None where whoever asks has ended, or stopped, before all of it was sent."""
+    connection.settimeout(_REQUEST_S)
+    content, length, descriptors = b"", 0, list[int]()
+    with contextlib.suppress(OSError):
+        header, descriptors, _, _ = socket.recv_fds(connection, 8, 3)
+        length = int.from_bytes(header, "big") if len(header) == 8 else 0
+        while len(content) < length and (received := connection.recv(1 << 16)):
+            content += received
+    connection.settimeout(None)
+    whole = len(descriptors) == 3 and len(content) == length > 0
+    return content if whole else None, descriptors
+
+
 def _become(request: dict[str, object], descriptors: list[int]) -> None:
     """Turns the forked process into the stage that was asked for; does not return."""
     import runpy
-    import traceback
 
     os.setsid()
     # whoever started the server may have had it ignore them, as shells do for what runs in the background
@@ -261,6 +277,7 @@ def _become(request: dict[str, object], descriptors: list[int]) -> None:
     environment = {str(name): str(value) for name, value in dict(request["environment"]).items()}  # type: ignore[call-overload]
     os.environ.clear()
     os.environ.update(environment | {SWITCH: "0"})
+    tempfile.tempdir = None  # which the server has looked up in its own environment
     arguments = [str(argument) for argument in request["arguments"]]  # type: ignore[attr-defined]
     sys.argv = [str(request["module"]), *arguments]
     sys.path[0] = str(request["directory"])

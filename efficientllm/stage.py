@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from efficientllm import paths, preload
+from efficientllm import paths, preload, registry
 from efficientllm.errors import ArtifactError, CellFailure, EfficientLLMError, Terminated, first_line
 from efficientllm.files import (
     UNREADABLE_REMEDY,
@@ -17,7 +17,7 @@ from efficientllm.files import (
     write_json,
 )
 from efficientllm.input_changes import read_inputs, require_unchanged
-from efficientllm.termination import end_with_parent, terminate_by_exception
+from efficientllm.termination import end_with_parent, is_orphan, terminate_by_exception
 
 INTERRUPTED = 130
 TERMINATED = 143
@@ -46,12 +46,15 @@ def run_stage(main: Callable[[], int], *, preloaded: bool = False) -> int:
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)  # before any library is imported, which is when they are read
-    if "DVC_STAGE" in os.environ:
+    by_dvc = "DVC_STAGE" in os.environ
+    if by_dvc:
         end_with_parent()  # or a killed `dvc repro` would leave its stage at work beside the next one's
     module = getattr(sys.modules["__main__"], "__spec__", None)
     try:
         with terminate_by_exception():
-            inputs = read_inputs() if "DVC_STAGE" in os.environ else None
+            if by_dvc and is_orphan():
+                raise Terminated
+            inputs = read_inputs() if by_dvc else None
             code = None
             if preloaded and module is not None and preload.available():
                 code = preload.run_preloaded(module.name)
@@ -120,7 +123,7 @@ def cell_errors() -> Iterator[None]:
 
 def _record_failure(axis: str, cell: str, reason: str) -> None:
     """Writes the reason wherever a later stage looks for the cell's outputs."""
-    folders = [paths.artifact(axis, cell)] + ([paths.telemetry(axis, cell)] if axis in ("pretrain", "tune") else [])
+    folders = [paths.artifact(axis, cell)] + ([paths.telemetry(axis, cell)] if axis in registry.TRAINED_AXES else [])
     for output in folders:
         with whole_directory(output) as folder:
             write_json(folder / paths.FAILURE_FILE, {"reason": reason})

@@ -1,6 +1,7 @@
 """SIGTERM, as schedulers send it before they kill, and the end of the terminal: processes end cleanly, trainings save first."""
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -64,3 +65,11 @@ def end_with_parent(number: signal.Signals = signal.SIGTERM) -> None:
         import ctypes
 
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
+
+
+def is_orphan() -> bool:
+    """Whether the process that started this one had ended before `end_with_parent`, so that another session's has adopted it.
+
+    Only for processes that were started in the session of their parent; one that a parent of the same session adopts is missed.
+    """
+    return os.getsid(os.getppid()) != os.getsid(0)

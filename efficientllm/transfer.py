@@ -8,14 +8,16 @@ byte, and measures everything else itself.
 
 import gzip
 import io
+import json
 import re
 import tarfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from efficientllm import paths
 from efficientllm.cache import dvc_repository, file_md5, md5
@@ -29,6 +31,10 @@ _OBJECT = re.compile(r"files/md5/([0-9a-f]{2})/([0-9a-f]{30})")
 _PARTS = {"cmd", "deps", "outs"}
 """What DVC notes of every stage that it keeps the run of."""
 _REFUSED = "nothing is imported: copy the archive again, or export the records anew"
+_LARGEST = 16 << 20
+"""Bytes of a file in an archive; a record has some 20 kB. An archive may be made so that it unpacks to a thousand times its size."""
+_LARGEST_WHOLE = 512 << 20
+"""Bytes of an archive, unpacked: it is held in memory, for nothing may be imported before all of it is checked."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +56,14 @@ class _Dependency(BaseModel):
 
 
 class _Output(BaseModel):
+    """A record; what DVC might note besides is of folders, of executable files and of other places."""
+
+    model_config = ConfigDict(extra="forbid")
+
     path: str
     md5: str = Field(pattern="^[0-9a-f]{32}$")
+    hash: Literal["md5"] = "md5"
+    size: int | None = None
 
 
 class _Stage(BaseModel):
@@ -168,21 +180,37 @@ def _members(source: Path) -> Iterator[tuple[str, bytes]]:
     if not source.is_file():
         raise ParameterError(f"{source} is no regular file: name an archive that `efficientllm export-records` wrote")
     try:
-        with gzip.open(source) as whole, tarfile.open(fileobj=whole, mode="r:") as archive:
+        with gzip.open(source) as compressed:
+            # to its end: the archive ends before its checksum, and a run has no other
+            unpacked = compressed.read(_LARGEST_WHOLE + 1)
+        if len(unpacked) > _LARGEST_WHOLE:
+            raise ArtifactError(f"{source} unpacks to more than {_LARGEST_WHOLE >> 20} MiB: nothing is imported")
+        with tarfile.open(fileobj=io.BytesIO(unpacked), mode="r:") as archive:
             for entry in archive:
                 stream = archive.extractfile(entry) if entry.isfile() else None
                 if stream is None or not (_OBJECT.fullmatch(entry.name) or _RUN.fullmatch(entry.name)):
                     raise ArtifactError(f"{source} holds {entry.name!r}, which is no record: nothing is imported")
+                if entry.size > _LARGEST:
+                    raise ArtifactError(f"{source} holds {entry.name!r} of {entry.size:,} bytes: nothing is imported")
                 content = stream.read()
-                if _OBJECT.fullmatch(entry.name) and not _is_whole(entry.name, content):
-                    raise ArtifactError(f"{source}: {entry.name} is damaged: {_REFUSED}")
+                if _OBJECT.fullmatch(entry.name):
+                    _check_record(entry.name, content, source)
                 yield entry.name, content
-            while whole.read(1 << 20):  # the archive ends before its checksum, and a run has no other
-                pass
     except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise ArtifactError(
             f"{source} is no archive of records, or a damaged one ({first_line(error)}): {_REFUSED}"
         ) from error
+
+
+def _check_record(name: str, content: bytes, source: Path) -> None:
+    if not _is_whole(name, content):
+        raise ArtifactError(f"{source}: {name} is damaged: {_REFUSED}")
+    try:
+        record = json.loads(content)
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict):
+        raise ArtifactError(f"{source} holds {name!r}, which is no record: nothing is imported")
 
 
 def _described(name: str, content: bytes, source: Path) -> _Stage:
@@ -204,7 +232,9 @@ def _stage(content: bytes, where: str, remedy: str) -> _Stage | None:
         noted = YAML(typ="safe", pure=True).load(content.decode())
         if not isinstance(noted, dict) or not noted.keys() >= _PARTS:
             raise ValueError(f"it lacks one of {', '.join(sorted(_PARTS))}")
-        return _Stage.model_validate(noted) if _MEASURING.match(str(noted["cmd"])) else None
+        # not what str() makes of it, which may be a text without end of a few nested names
+        measures = isinstance(noted["cmd"], str) and _MEASURING.match(noted["cmd"])
+        return _Stage.model_validate(noted) if measures else None
     except ValidationError as error:
         problem = first_fault(error)
     except (YAMLError, ValueError, KeyError, RecursionError) as error:  # a key error: `!!bool` before what is none

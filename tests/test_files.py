@@ -1,13 +1,15 @@
 """Files are whole or absent."""
 
+import contextlib
 import csv
 import io
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from efficientllm.errors import ArtifactError
+from efficientllm.errors import ArtifactError, Terminated
 from efficientllm.files import (
     CHECKSUMS_FILE,
     check_directory,
@@ -60,6 +62,36 @@ def test_directory_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
         (folder / "c").write_bytes(b"1")
     assert sorted(entry.name for entry in target.iterdir()) == ["c", CHECKSUMS_FILE]
     assert [entry.name for entry in tmp_path.iterdir()] == ["artifact"], "no temporary folder is left"
+
+
+@pytest.mark.parametrize("moment", [0, 1, 2])
+def test_what_is_replaced_is_whole_until_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int) -> None:
+    """A signal may come before, between or after the renamings, or in the middle of a removal."""
+    target = tmp_path / "artifact"
+    for name in ("a", "b", "c"):
+        target.mkdir(exist_ok=True)
+        (target / name).write_text("old")
+    replace, count = Path.replace, 0
+
+    def told(self: Path, destination: Path) -> Path:
+        nonlocal count
+        if count == moment and self.name.startswith((".artifact", "artifact")):
+            count += 1
+            raise Terminated
+        count += self.name.startswith((".artifact", "artifact"))
+        return replace(self, destination)
+
+    def remove(folder: Path, *, ignore_errors: bool = False) -> None:
+        if not folder.name.endswith(".partial"):
+            (folder / "a").unlink()
+            raise Terminated
+
+    monkeypatch.setattr(Path, "replace", told)
+    monkeypatch.setattr(shutil, "rmtree", remove)
+    with contextlib.suppress(Terminated), whole_directory(target):
+        pass
+    found = sorted(entry.name for entry in target.iterdir())
+    assert found == (["a", "b", "c"] if moment < 2 else [CHECKSUMS_FILE])
 
 
 def test_unwritable_folder_is_one_clear_error(tmp_path: Path) -> None:

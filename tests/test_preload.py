@@ -1,7 +1,9 @@
 """Stages run through the preloading server: fresh processes, the caller's surroundings, its exit codes and signals."""
 
 import os
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -39,6 +41,9 @@ def main():
                 total = torch.compile(lambda x: (x.sin() ** 2 + x.cos() ** 2).sum())(torch.ones(1 << 26, device="cuda"))
             torch.cuda.synchronize()
         print(compiler, float(total) / (1 << 26), reading.joules > 1, reading.fault)
+    if mode == "temporary":
+        import tempfile
+        print(tempfile.gettempdir())
     if mode == "break":
         raise ZeroDivisionError
     return 3 if mode == "code" else 0
@@ -213,11 +218,81 @@ def test_can_be_turned_off(client: Client) -> None:
     assert done.stdout.split()[3] == "False"
 
 
-def test_other_surroundings_get_another_server(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "variable", ["OMP_NUM_THREADS", "ATEN_CPU_CAPABILITY", "NPY_DISABLE_CPU_FEATURES", "XDG_CACHE_HOME"]
+)
+def test_other_surroundings_get_another_server(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     before = preload._identity()
     assert preload._identity() == before
-    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setenv(variable, "7")
     assert preload._identity() != before
+
+
+def test_a_forked_process_has_the_callers_mask_limits_and_temporary_folder(client: Client, tmp_path: Path) -> None:
+    tell = [sys.executable, "-c", "from efficientllm import preload; print(preload._identity())"]
+    options = [{}, {"umask": 0o077}, {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (512, 512))}]
+    found = [subprocess.check_output(tell, cwd=client.root, env=client.environment, **each) for each in options]
+    assert len(set(found)) == 3
+    client.run("tell")  # or the server would be the first to look it up
+    assert client.run("temporary", TMPDIR=str(tmp_path)).stdout.splitlines()[1] == str(tmp_path)
+
+
+FAILING = b'{"module": "stages.tell", "arguments": [], "directory": "/nowhere", "environment": {}}'
+
+
+@pytest.mark.parametrize(("sent", "length"), [(FAILING[:30], len(FAILING)), (FAILING, len(FAILING))])
+def test_a_request_that_breaks_off_or_fails_leaves_the_server_to_others(
+    client: Client, sent: bytes, length: int
+) -> None:
+    assert client.run("tell").returncode == 0
+    servers = client.servers()
+    places = list((client.root / "run").glob("*/*/socket"))
+    for place in places:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(place))
+            socket.send_fds(connection, [length.to_bytes(8, "big")], [0, 1, 2])
+            connection.sendall(sent)
+            if length > len(sent):
+                connection.shutdown(socket.SHUT_WR)
+            connection.settimeout(10)
+            connection.recv(4)
+    time.sleep(0.5)
+    assert all(place.exists() for place in places)
+    assert client.run("tell").stdout.split()[3] == "True"
+    assert client.servers() == servers
+
+
+def test_a_request_that_does_not_come_is_not_awaited_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preload_server, "_REQUEST_S", 0.1)
+    here, there = socket.socketpair()
+    with here, there:
+        assert preload_server._received(here) == (None, [])
+
+
+def test_a_server_that_fails_is_not_awaited(tmp_path: Path) -> None:
+    (tmp_path / "lock").mkdir()
+    begun = time.monotonic()
+    with pytest.raises(ChildProcessError, match=r"ended with exit code 1, see .*log"):
+        preload._reached(tmp_path)
+    assert time.monotonic() - begun < 0.5 * preload._READY_S
+
+
+def test_a_folder_that_cannot_be_written_is_no_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "log").mkdir()
+    monkeypatch.setattr(preload, "_folder", lambda: tmp_path)
+    assert preload.run_preloaded("stages.tell") is None
+    assert "importing the libraries here" in capsys.readouterr().err
+
+
+def test_a_server_that_ends_before_it_answers_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    here, there = socket.socketpair()
+    with here:
+        here.sendall(b"never read")
+        there.close()  # what is unread then resets the connection
+        assert preload._wait(here) == 1
+    assert "ended unexpectedly" in capsys.readouterr().err
 
 
 def test_runtime_folder_too_long_for_a_socket_is_no_obstacle(client: Client) -> None:

@@ -1,5 +1,8 @@
 """Exit codes, one-line errors, and cells that fail without stopping the others."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,6 +31,33 @@ def test_interrupt_and_defects(capsys: pytest.CaptureFixture[str]) -> None:
     assert "continue from the last checkpoint" in capsys.readouterr().err
     with pytest.raises(ZeroDivisionError):
         run_stage(broken)
+
+
+STARTING = """
+import os, subprocess, sys
+stage = subprocess.Popen([sys.executable, "-c", sys.argv[1]], env=os.environ | {"PARENT": str(os.getpid())})
+if sys.argv[2] == "ends":
+    os._exit(0)
+stage.wait()
+"""
+STAGE = """
+import os, time
+while os.environ["EXPECTED"] == "ends" and os.getppid() == int(os.environ["PARENT"]):
+    time.sleep(0.01)
+from efficientllm.stage import run_stage
+raise SystemExit(run_stage(lambda: print("works") or 0))
+"""
+
+
+@pytest.mark.parametrize(("parent", "works"), [("ends", False), ("stays", True)])
+def test_a_stage_whose_dvc_has_ended_before_it_could_be_told(parent: str, works: bool) -> None:
+    """Its interpreter takes some tenths of a second to start."""
+    done = subprocess.run(
+        [sys.executable, "-c", STARTING, STAGE, parent], cwd=Path(__file__).parents[1], start_new_session=True,
+        env=os.environ | {"DVC_STAGE": "prepare", "EXPECTED": parent}, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert ("works" in done.stdout) == works, done.stderr
+    assert ("terminated: no partial output was kept" in done.stderr) != works
 
 
 @pytest.mark.parametrize(

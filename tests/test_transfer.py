@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from efficientllm import transfer
 from efficientllm.errors import ArtifactError, ParameterError
 from efficientllm.transfer import Transfer, export_records, import_records
 
@@ -212,8 +213,25 @@ def test_a_broken_run_file_is_named(clone: Path, other: Path, tmp_path: Path, co
         (lambda members: members | {"/etc/passwd": b"x"}, "which is no record"),
         (lambda members: members | {"files/md5/ab/" + "c" * 30: b"x"}, "is damaged"),
         (
-            lambda members: members | {f"files/md5/{md5(b'y')[:2]}/{md5(b'y')[2:]}": b"y"},
+            lambda members: members | {f"files/md5/{md5(b'{}')[:2]}/{md5(b'{}')[2:]}": b"{}"},
             "holds files that are no records",
+        ),
+        (
+            lambda members: members | {f"files/md5/{md5(b'#!/bin/sh')[:2]}/{md5(b'#!/bin/sh')[2:]}": b"#!/bin/sh"},
+            "which is no record",
+        ),
+        (
+            lambda members: {
+                n: c.replace(b"  hash: md5\n  md5: ", b"  isexec: true\n  md5: ") for n, c in members.items()
+            },
+            r"'outs\.0\.isexec': extra inputs are not permitted",
+        ),
+        (
+            lambda members: {
+                n: c + b"  files: [{relpath: ../../evil, md5: " + b"0" * 32 + b"}]\n" if n.startswith("runs/") else c
+                for n, c in members.items()
+            },
+            r"'outs\.0\.files': extra inputs are not permitted",
         ),
         (lambda members: {n: c for n, c in members.items() if n.startswith("runs/")}, "is incomplete"),
         (
@@ -235,6 +253,28 @@ def test_hostile_and_damaged_archives(clone: Path, other: Path, tmp_path: Path, 
     with pytest.raises(ArtifactError, match=message):
         import_records(tmp_path / "changed.tgz", other)
     assert not (other / CACHE).exists(), "nothing is imported"
+
+
+def test_an_archive_that_unpacks_to_too_much(
+    clone: Path, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_records(tmp_path / "records.tgz", clone)
+    unpacked = len(gzip.decompress((tmp_path / "records.tgz").read_bytes()))
+    monkeypatch.setattr(transfer, "_LARGEST_WHOLE", unpacked - 1)
+    with pytest.raises(ArtifactError, match=r"unpacks to more than \d+ MiB: nothing is imported"):
+        import_records(tmp_path / "records.tgz", other)
+    monkeypatch.setattr(transfer, "_LARGEST_WHOLE", unpacked)
+    monkeypatch.setattr(transfer, "_LARGEST", len(RECORD) - 1)
+    with pytest.raises(ArtifactError, match=r"bytes: nothing is imported"):
+        import_records(tmp_path / "records.tgz", other)
+    assert not (other / CACHE).exists()
+
+
+def test_names_that_multiply_are_not_written_out() -> None:
+    """Ten lines of YAML that as text would be ten thousand million words."""
+    lines = ["a0: &a0 [x, x]"] + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 11)]
+    content = "\n".join([*lines, "cmd: *a10", "deps: []", "outs: []"]).encode()
+    assert transfer._stage(content, "here", "remedy") is None
 
 
 def invalid_within_a_record(tar: bytes) -> bytes:

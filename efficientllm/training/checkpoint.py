@@ -4,7 +4,9 @@ Several processes write one file too: the first gathers every tensor in its host
 number of processes, with any strategy, and only the first one needs to see the file.
 """
 
+import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +61,7 @@ def save_checkpoint(
             contiguous[name] = gathered.cpu().contiguous()
     if world.is_first():
         metadata = {"fingerprint": fingerprint, "progress": json.dumps(progress.__dict__)}
+        metadata["sha256"] = _checksum(metadata["progress"], contiguous)
         write_bytes(folder / _FILE, save(contiguous, metadata=metadata))
 
 
@@ -101,10 +104,24 @@ def _read(path: Path, fingerprint: str) -> tuple[Progress, dict[str, torch.Tenso
                 print(f"{path} belongs to other parameters, data or code: starting from step 0")
                 return None
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError, KeyError, TypeError) as error:
+        if metadata["sha256"] != _checksum(metadata["progress"], tensors):
+            raise ValueError("it does not fit its checksum")
+        return Progress(**json.loads(metadata["progress"])), tensors
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         print(f"{path} is damaged ({error}): starting from step 0")
         return None
-    return Progress(**json.loads(metadata["progress"])), tensors
+
+
+def _checksum(progress: str, tensors: dict[str, torch.Tensor]) -> str:
+    """SHA-256 of what a checkpoint holds, whatever the order: the format has none, and a flipped bit would train on."""
+    names = sorted(tensors)
+    with ThreadPoolExecutor() as together:  # gigabytes for a large model, while its training waits
+        digests = together.map(_tensor_checksum, map(tensors.__getitem__, names))
+    return hashlib.sha256(json.dumps([progress, *zip(names, digests, strict=True)]).encode()).hexdigest()
+
+
+def _tensor_checksum(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(tensor.reshape(-1).view(torch.uint8).numpy().data).hexdigest()
 
 
 def _from_first(

@@ -34,11 +34,17 @@ def make_folder(number: int, configuration: Configuration, cache: Path, root: Pa
     """
     folder = root.resolve() / FOLDER / str(number)
     if not (folder / ".git").exists():
+        begun = folder.with_suffix(".partial")  # a clone that is killed leaves what git takes for a repository
+        for stale in (begun, folder):
+            shutil.rmtree(stale, ignore_errors=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        _git(root, "clone", "--quiet", "--no-checkout", str(root.resolve()), str(folder))
-    _git(folder, "fetch", "--quiet", "origin", "HEAD")
+        _git(root, "clone", "--quiet", "--no-checkout", str(root.resolve()), str(begun))
+        begun.replace(folder)
+    # not from its origin, where another clone may be by now: the user's folder may have been moved
+    _git(folder, "fetch", "--quiet", str(root.resolve()), "HEAD")
     _git(folder, "checkout", "--quiet", "--force", "--detach", "FETCH_HEAD")
-    (folder / ".dvc" / "config.local").write_text(f"[cache]\n    dir = {cache}\n", encoding="utf-8")
+    settings = f"[cache]\n    dir = {_quoted(str(cache))}\n"
+    (folder / ".dvc" / "config.local").write_text(settings, encoding="utf-8")
     for made in (paths.HARDWARE, paths.CHECKED):
         (folder / made).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(root / made, folder / made)
@@ -83,6 +89,12 @@ def unite_locks(finished: Mapping[Path, Collection[str]], root: Path) -> None:
                 found |= {stage: known[stage] for stage in own}
         if found:
             pipeline.write_lock(root / lock, pipeline.read_lock(root / lock) | found)
+
+
+def _quoted(value: str) -> str:
+    """A value as DVC's configuration takes it, where a comma would begin another one and a # a comment."""
+    mark = next(mark for mark in ('"', "'", "'''") if mark not in value)
+    return f"{mark}{value}{mark}"
 
 
 def _link(base: Path, root: Path, folder: Path) -> None:

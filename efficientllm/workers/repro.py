@@ -63,7 +63,7 @@ def repro(count: int | None, targets: Sequence[str] = (), root: Path = Path()) -
     for worker in workers:
         worker.start()
     try:
-        while any(worker.is_alive() for worker in workers):
+        while any(worker.is_alive() for worker in workers) and not any(worker.fault for worker in workers):
             time.sleep(0.2)
     finally:
         schedule.stop()
@@ -71,6 +71,9 @@ def repro(count: int | None, targets: Sequence[str] = (), root: Path = Path()) -
             list(together.map(Worker.interrupt, workers))
         for worker in workers:
             worker.join()
+    for worker in workers:
+        if worker.fault is not None:
+            raise worker.fault
     if schedule.failed:
         raise ArtifactError(
             f"failed: {', '.join(sorted(schedule.failed))}; the others have run. See {FOLDER}/*.log; then run the same command "
@@ -148,11 +151,14 @@ class Worker(threading.Thread):
     Attributes:
         folder: Where it runs.
         finished: Stages whose outputs are there, by this run.
+        fault: Why it ended with units left: no room for its log, or nobody who reads what it prints. No other worker would do
+            the unit that it had, and those that need it would be waited for without end.
     """
 
     def __init__(self, number: int, folder: Path, schedule: Schedule, environment: Mapping[str, str]) -> None:
         super().__init__(name=f"worker {number}", daemon=True)
         self.finished: set[str] = set()
+        self.fault: OSError | None = None
         self._number = number
         self.folder = folder
         self._schedule = schedule
@@ -162,6 +168,12 @@ class Worker(threading.Thread):
 
     def run(self) -> None:
         """Runs units; called by `start`."""
+        try:
+            self._run_units()
+        except OSError as error:
+            self.fault = error
+
+    def _run_units(self) -> None:
         with self.folder.with_suffix(".log").open("a", encoding="utf-8") as log:
             while (unit := self._schedule.take(first=self._number % 2 == 1)) is not None:
                 begun = time.monotonic()
@@ -226,13 +238,17 @@ class Worker(threading.Thread):
                 self.interrupt()
             failed = ""
             assert process.stdout is not None
-            for line in process.stdout:
-                log.write(f"{time.strftime('%H:%M:%S')} {line}")
-                log.flush()
-                if (running := _RUNNING.search(line)) is not None:
-                    print(f"{self.name}: {pipeline.name(running[1])}", flush=True)
-                if (found := _FAILED.search(line)) is not None:
-                    failed = pipeline.name(found[1])
+            try:
+                for line in process.stdout:
+                    log.write(f"{time.strftime('%H:%M:%S')} {line}")
+                    log.flush()
+                    if (running := _RUNNING.search(line)) is not None:
+                        print(f"{self.name}: {pipeline.name(running[1])}", flush=True)
+                    if (found := _FAILED.search(line)) is not None:
+                        failed = pipeline.name(found[1])
+            except OSError as error:
+                self.fault = error  # told at once, for this block ends when the process does, which `interrupt` sees to
+                raise
         if process.returncode == 0 or self._interrupted.is_set():
             return None
         print(f"{self.name}: {failed or 'dvc'} failed: see {self.folder.with_suffix('.log')}", flush=True)

@@ -169,8 +169,37 @@ _MEASURES = {"measure_pretrain", "measure_tune", "measure_quantize"}
                 {"tune", "quantize", "measure_tune", "measure_quantize"},
             ),
         ],
+        [  # by which quality is evaluated too, of quantized models as well as of the others that they are compared with
+            (
+                "efficientllm/training/losses.py",
+                '"""',
+                '"""An edit. ',
+                {"pretrain", "base", "tune", *_MEASURES},
+            ),
+        ],
+        [  # of which the bases are made
+            (
+                "efficientllm/components/mixers/gqa.py",
+                '"""',
+                '"""An edit. ',
+                {"pretrain", "base", "tune", "quantize", *_MEASURES},
+            ),
+        ],
+        [
+            ("efficientllm/records.py", '"""', '"""An edit. ', {"normalize", "report"}),
+        ],
     ],
-    ids=["trainings and metrics", "parameters of measuring", "code of measuring", "intervals", "quality", "tuning"],
+    ids=[
+        "trainings and metrics",
+        "parameters of measuring",
+        "code of measuring",
+        "intervals",
+        "quality",
+        "tuning",
+        "losses",
+        "components",
+        "records",
+    ],
 )
 def test_edits_run_only_what_depends_on_them(finished: Project, edits: list[tuple[str, str, str, set[str]]]) -> None:
     """`--dry` lists the stages whose own inputs changed; those behind them follow when their inputs do."""

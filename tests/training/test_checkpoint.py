@@ -113,6 +113,24 @@ def test_terminated_run_is_saved_at_once(tmp_path: Path, stop_at: int) -> None:
         assert torch.equal(value, resumed.task.model.state_dict()[name]), name
 
 
+@pytest.mark.parametrize("place", [b'\\"step\\": 4', -9], ids=["what it tells", "weights"])
+def test_a_flipped_bit_is_not_trained_on(
+    tmp_path: Path, place: bytes | int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = run(trainer(), tmp_path / "whole")
+    with pytest.raises(Killed):
+        run(trainer(9), tmp_path / "killed")
+    (file,) = (tmp_path / "killed").glob("*.safetensors")
+    content = bytearray(file.read_bytes())
+    content[place if isinstance(place, int) else content.index(place) + len(place) - 1] ^= 0x01
+    file.write_bytes(content)
+    assert losses(run(trainer(), tmp_path / "killed")) == losses(expected)
+    assert (
+        "checkpoint.safetensors is damaged (it does not fit its checksum): starting from step 0"
+        in capsys.readouterr().out
+    )
+
+
 def test_checkpoint_of_another_run_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(Killed):
         run(trainer(9), tmp_path)
