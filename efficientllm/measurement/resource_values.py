@@ -35,7 +35,11 @@ def resource_values(
     unseen = f"the {result.unseen_bytes / GIB:.3g} GiB that CUDA graphs keep for the prompts"
     for key, held, graphs in (
         ("accelerator_memory_utilization", [reading.mean for reading in result.memory], f"; without {unseen}"),
-        ("memory_peak", [max(reading.peak for reading in result.memory)], f"; with {unseen}, taken before recording"),
+        (
+            "memory_peak",
+            [max(reading.peak for reading in result.memory)],
+            f"; with {unseen}, taken by launching them kernel by kernel",
+        ),
     ):
         method = f"{workload}: {result.memory_method}{graphs if result.unseen_bytes else ''}"
         findings.values[key] = summarize(key, held, source="measured", method=method)

@@ -47,7 +47,7 @@ def serving_workload(engine: GreedyEngine, prompts: torch.Tensor) -> Workload:
         tokens_per_call=len(prompts) * (engine.decoded_tokens + 1),
         samples_per_call=len(prompts),
         device=prompts.device,
-        unseen_bytes=engine.unseen_bytes,
+        unseen_bytes=engine.unseen_bytes(),
     )
 
 

@@ -83,12 +83,8 @@ class GreedyEngine:
         self._project: Callable[[torch.Tensor], torch.Tensor] = decoder.project
         self._most_likely: Callable[[torch.Tensor], torch.Tensor] = _most_likely
         self.execution = f"launched kernel by kernel ({self._device.type.upper()})"
-        self.unseen_bytes = 0
-        """Device memory that the prompts need for a while and CUDA's allocator does not count, since a graph keeps it to itself."""
         if self._device.type == "cuda":
-            needed = self._prompt_bytes()
             self._record(output_length)
-            self.unseen_bytes = needed if self._graphs else 0
 
     @property
     def prompt_length(self) -> int:
@@ -99,6 +95,19 @@ class GreedyEngine:
     def decoded_tokens(self) -> int:
         """Tokens of each sequence that come after the first, and so from a decoding step of their own."""
         return self._tokens.shape[1] - 1
+
+    @torch.inference_mode()
+    def unseen_bytes(self) -> int:
+        """Measures the device memory that the prompts need for a while, and that their graph keeps where the allocator does not see it.
+
+        The prompts, the largest step by far, are computed once for it, launched kernel by kernel. Without graphs it is 0.
+        """
+        if not self._graphs:
+            return 0
+        torch.cuda.reset_peak_memory_stats(self._device)
+        before = torch.cuda.memory_allocated(self._device)
+        self._launch(0)
+        return torch.cuda.max_memory_allocated(self._device) - before
 
     @torch.inference_mode()
     def generate(self, prompts: torch.Tensor, *, time_tokens: bool = False) -> Generation:
@@ -137,14 +146,6 @@ class GreedyEngine:
         self.cache.length = self.prompt_length
         for index in range(1, self._tokens.shape[1]):
             self._step(index)
-
-    def _prompt_bytes(self) -> int:
-        """Most that computing the prompts takes beside what stays allocated; of all steps they take by far the most."""
-        self._launch(0)  # what is prepared at first use stays
-        torch.cuda.reset_peak_memory_stats(self._device)
-        before = torch.cuda.memory_allocated(self._device)
-        self._launch(0)
-        return torch.cuda.max_memory_allocated(self._device) - before
 
     def _record(self, output_length: int) -> None:
         """Records all steps, compiled where that is possible and faster, or says why they cannot be recorded."""

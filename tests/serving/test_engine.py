@@ -195,14 +195,14 @@ def test_what_the_prompts_need_for_a_while_is_told_from_what_stays(
     make_config: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, launched = GreedyEngine(made(make_config, {}), 2, 4, 3), []
-    assert engine.unseen_bytes == 0
-    held = {"reset": 0}
+    assert engine.unseen_bytes() == 0, "without graphs the allocator sees all"
+    monkeypatch.setattr(engine, "_graphs", [lambda: None])
     monkeypatch.setattr(GreedyEngine, "_launch", lambda self, index: launched.append(index))
-    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: held.update(reset=len(launched)))
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 100 * len(launched))
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 100 * held["reset"] + 70)
-    assert engine._prompt_bytes() == 70
-    assert (launched, held["reset"]) == ([0, 0], 1)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 100)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 100 + 70 * len(launched))
+    assert engine.unseen_bytes() == 70
+    assert launched == [0], "the prompts, once"
 
 
 @pytest.mark.parametrize(
