@@ -71,5 +71,7 @@ def is_orphan() -> bool:
     """Whether the process that started this one had ended before `end_with_parent`, so that another session's has adopted it.
 
     Only for processes that were started in the session of their parent; one that a parent of the same session adopts is missed.
+    One that leads a session, such as a preloaded process, was not: whoever started it sees to its end.
     """
-    return os.getsid(os.getppid()) != os.getsid(0)
+    own = os.getsid(0)
+    return own != os.getpid() and os.getsid(os.getppid()) != own

@@ -60,6 +60,15 @@ def test_a_stage_whose_dvc_has_ended_before_it_could_be_told(parent: str, works:
     assert ("terminated: no partial output was kept" in done.stderr) != works
 
 
+def test_a_preloaded_process_is_no_orphan_though_its_server_has_a_session_of_its_own() -> None:
+    stage = "from efficientllm.stage import run_stage\nraise SystemExit(run_stage(lambda: print('works') or 0))"
+    done = subprocess.run(
+        [sys.executable, "-c", stage], cwd=Path(__file__).parents[1], start_new_session=True,
+        env=os.environ | {"DVC_STAGE": "prepare"}, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert (done.stdout, done.returncode) == ("works\n", 0), done.stderr
+
+
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
