@@ -35,6 +35,12 @@ _COMPILER = ("torch._dynamo", "torch._inductor.compile_fx")
 """What training on a GPU needs besides; on a CPU bitsandbytes has imported it."""
 
 
+def import_on_cpu() -> None:
+    """Imports all that cells on a CPU would import at first use; PEFT brings bitsandbytes and the compiler."""
+    for name in (*_LIBRARIES, "peft"):
+        importlib.import_module(name)
+
+
 def serve(folder: str, *, cautious: bool = False) -> None:
     """Imports the libraries, then forks a process for each request until none has come for two minutes.
 
@@ -52,7 +58,7 @@ def serve(folder: str, *, cautious: bool = False) -> None:
         for name in _LIBRARIES:
             importlib.import_module(name)
         if not _has_cuda():
-            importlib.import_module("peft")
+            import_on_cpu()
         elif not cautious:
             _import_for_gpu()
         _detect_hardware()

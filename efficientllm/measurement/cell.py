@@ -1,7 +1,6 @@
 """Measures one cell: quality, a window of training steps, a serving workload; all from its artifact, on this machine."""
 
 import gc
-import importlib
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +27,9 @@ from efficientllm.measurement.quality import NO_CHOICES, NoQualityError, held_ou
 from efficientllm.measurement.serving_values import serve
 from efficientllm.measurement.training_values import train, training_values
 from efficientllm.models.decoder import Decoder
+from efficientllm.preload_server import import_on_cpu
 from efficientllm.records import Record, write_record
 from efficientllm.stage import cell_errors, failure
-
-_LIBRARIES = ("codecarbon", "torch._dynamo", "transformers.modeling_utils", "peft")
-"""What some cells import at first use; PEFT brings bitsandbytes."""
 
 
 def measure_cell(configuration: Configuration, axis: registry.Axis, cell: str) -> None:
@@ -96,7 +93,7 @@ def _measure(
     nvml = NvmlDevice.of(device) if device.type == "cuda" else None
     others = check_exclusive(nvml, allow_shared=settings.allow_shared)
     if device.type == "cpu":
-        _import_libraries()
+        import_on_cpu()  # hundreds of MiB that would count as memory of those cells that need them, without preloading
     meter = EnergyMeter(device, settings.country_iso_code, nvml=nvml)
     quiet = idle(settings.idle_seconds, meter, allow_shared=settings.allow_shared)
     memory = MemoryMeter(device, nvml)  # last, or on a CPU the meters themselves would be memory of the cell
@@ -138,12 +135,6 @@ def _measure(
     laps.end("comparison with the base or bfloat16")
     information["seconds"] = laps.seconds
     return findings
-
-
-def _import_libraries() -> None:
-    """Imports what a preloaded process has imported: hundreds of MiB that would count as memory of those cells that need them."""
-    for name in _LIBRARIES:
-        importlib.import_module(name)
 
 
 def _quality(

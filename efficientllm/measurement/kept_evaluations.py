@@ -4,7 +4,6 @@ Every quantized cell is compared with its model in bfloat16, which the cell of t
 its own. What is kept lies beside the checkpoints, outside DVC's outputs: without it the figures are the same and take longer.
 """
 
-import hashlib
 from pathlib import Path
 
 import torch
@@ -20,6 +19,7 @@ from efficientllm.evaluation.outcomes import Outcomes
 from efficientllm.files import content_hash, file_hash, read_checked_json, sources_hash, write_checked_json
 from efficientllm.measurement.quality import held_out_folder
 from efficientllm.models.decoder import Decoder
+from efficientllm.models.weights import tensors_hash
 
 
 def evaluation_key(configuration: Configuration, decoder: Decoder, base: Path) -> str:
@@ -33,7 +33,7 @@ def evaluation_key(configuration: Configuration, decoder: Decoder, base: Path) -
     profile, device = configuration.profile, decoder.embed_tokens.weight.device
     return content_hash(
         {
-            "weights": _weights_hash(decoder),
+            "weights": tensors_hash(decoder.state_dict()),
             "model": repr(decoder.config),
             "kernels": decoder.kernels(device),
             "data": file_hash(paths.DATA / MANIFEST_FILE),
@@ -62,11 +62,3 @@ def kept(key: str) -> Outcomes | None:
     except (ArtifactError, KeyError, TypeError, ValueError) as error:
         print(f"{path} is not used ({error}): evaluating again")
         return None
-
-
-def _weights_hash(decoder: Decoder) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(decoder.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()

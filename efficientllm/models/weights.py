@@ -1,5 +1,9 @@
 """Stored decoders: `config.json` and `model.safetensors`, in the form that Transformers' Auto classes read too."""
 
+import hashlib
+import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,20 @@ RANDOM_FILE = "random-weights.json"
 _PREFIX = "decoder."
 _FLOATING = ("F32", "BF16", "F16", "F64")
 """Types that weights are computed in, as safetensors calls them; a quantized model has a form of its own."""
+
+
+def tensors_hash(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of tensors on any device, by their names, types, shapes and bytes, whatever the order."""
+    names = sorted(tensors)
+    with ThreadPoolExecutor() as together:  # gigabytes of a large model, for which its training waits
+        digests = list(together.map(_tensor_hash, map(tensors.__getitem__, names)))
+    return hashlib.sha256(json.dumps(list(zip(names, digests, strict=True))).encode()).hexdigest()
+
+
+def _tensor_hash(tensor: torch.Tensor) -> str:
+    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+    digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def save_decoder(folder: Path, decoder: Decoder) -> None:

@@ -6,7 +6,6 @@ number of processes, with any strategy, and only the first one needs to see the 
 
 import hashlib
 import json
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from torch import nn
 
 from efficientllm.distributed import world
 from efficientllm.files import write_bytes
+from efficientllm.models.weights import tensors_hash
 
 _FILE = "checkpoint.safetensors"
 
@@ -113,15 +113,8 @@ def _read(path: Path, fingerprint: str) -> tuple[Progress, dict[str, torch.Tenso
 
 
 def _checksum(progress: str, tensors: dict[str, torch.Tensor]) -> str:
-    """SHA-256 of what a checkpoint holds, whatever the order: the format has none, and a flipped bit would train on."""
-    names = sorted(tensors)
-    with ThreadPoolExecutor() as together:  # gigabytes for a large model, while its training waits
-        digests = together.map(_tensor_checksum, map(tensors.__getitem__, names))
-    return hashlib.sha256(json.dumps([progress, *zip(names, digests, strict=True)]).encode()).hexdigest()
-
-
-def _tensor_checksum(tensor: torch.Tensor) -> str:
-    return hashlib.sha256(tensor.reshape(-1).view(torch.uint8).numpy().data).hexdigest()
+    """SHA-256 of what a checkpoint holds: the format has none, and a flipped bit would train on."""
+    return hashlib.sha256(f"{progress} {tensors_hash(tensors)}".encode()).hexdigest()
 
 
 def _from_first(
