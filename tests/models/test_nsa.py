@@ -303,6 +303,10 @@ def test_flops_follow_what_is_seen(make_config):
     assert layer.flops_per_token(4) - layer.flops_per_token(3) == 2 * per_key  # selected and sliding
     assert layer.flops_per_token(16) - layer.flops_per_token(12) == per_key * (1 + 4)  # past the window of 11
     assert layer.flops_per_token(400) - layer.flops_per_token(200) == per_key * 50  # compressed keys only
+    block = SMALL["selection_block"]
+    first, whole = (layer.flops_per_token(20 * block + own) for own in (1, block))
+    # of its own block a token sees what is up to itself; a compressed key more for each stride
+    assert whole - first == per_key * (block - 1) + per_key * (block - 1) / SMALL["compression_stride"]
 
 
 @pytest.mark.parametrize("length", [3, 17, 40])

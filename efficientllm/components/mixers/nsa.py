@@ -9,6 +9,7 @@ all heads; it sees keys before their rotation, and a compressed key is rotated a
 """
 
 import importlib.util
+import math
 from typing import Any
 
 import torch
@@ -261,8 +262,9 @@ class NativeSparseAttention(Mixer):
         """Forward FLOPs for one token that sees `context` tokens.
 
         Projections and gates; phi of keys and of values, once per d tokens; and 4 H D for each key of the three
-        branches: (context - l) / d + 1 compressed ones, at most n l' selected and at most a window of sliding ones. The
-        importance of blocks is a sum of the compressed branch's weights and multiplies nothing.
+        branches: (context - l) / d + 1 compressed ones, those of at most n - 1 whole selected blocks and of the token's
+        own block up to itself, and at most a window of sliding ones. The importance of blocks is a sum of the compressed
+        branch's weights and multiplies nothing.
         """
         layout = self.layout
         projections = (self.q_proj, self.k_proj, self.v_proj, self.gate_proj, self.o_proj)
@@ -270,7 +272,9 @@ class NativeSparseAttention(Mixer):
         both = self.key_compression.flops_per_block() + self.value_compression.flops_per_block()
         flops += self.key_value_heads * both / layout.compression_stride
         keys = max(0.0, (context - layout.compression_block) / layout.compression_stride + 1)
-        keys += min(context, layout.selected_blocks * layout.selection_block) + min(context, layout.sliding_window)
+        own = context - (math.ceil(context / layout.selection_block) - 1) * layout.selection_block
+        keys += min(context, (layout.selected_blocks - 1) * layout.selection_block + own)
+        keys += min(context, layout.sliding_window)
         return flops + 4 * self.heads * self.head_dim * keys
 
     def cache_elements_per_token(self) -> int:
