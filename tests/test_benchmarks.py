@@ -161,6 +161,15 @@ def test_decoding_attention(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+def test_graph_launches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("efficientllm.models.second_context._LIBRARY", "libno-driver.so.1")
+    size = ("--shapes", "tiny", "--batches", "1,2", "--prompt", "8", "--output", "4")
+    run(monkeypatch, "graph_launches.py", *size, "--out", str(tmp_path / "g.csv"))
+    found = table(tmp_path / "g.csv")
+    assert [row["batch"] for row in found] == ["1", "2"]
+    assert all(float(row["recorded_us"]) > 0 and "libno-driver" in row["failure"] for row in found)
+
+
 def test_serving_beside_llama_cpp(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp", reason="needs llama-cpp-python, which is no dependency")
     size = ("--shape", "tiny", "--batches", "2", "--prompt", "12", "--output", "6", "--repeats", "1")

@@ -25,6 +25,7 @@ from efficientllm.device import synchronize
 from efficientllm.errors import first_line
 from efficientllm.models.cuda_graphs import RecordingError, Step, record
 from efficientllm.models.decoder import Decoder
+from efficientllm.models.second_context import speed_up_replays
 from efficientllm.serving.clock import Clock
 
 _COMPARED, _TRIES = 5, 5
@@ -85,6 +86,9 @@ class GreedyEngine:
         self.execution = f"launched kernel by kernel ({self._device.type.upper()})"
         if self._device.type == "cuda":
             self._record(output_length)
+            # behind all recording and all graphs that were given back
+            if self._graphs and (obstacle := speed_up_replays(self._device)) is not None:
+                self.execution += f", at the slower of two speeds: {obstacle}"
 
     @property
     def prompt_length(self) -> int:
@@ -171,6 +175,7 @@ class GreedyEngine:
             self._graphs = record(steps, self._device, prepared=True)
         except RecordingError as error:
             return str(error)
+        speed_up_replays(self._device)  # or what has more kernels would seem slower than it will be
         # packed weights, for example, which the compiler takes apart for a product of its own
         compiled_seconds, plain_seconds = self._seconds(self._graphs[1:_COMPARED], plain)
         return "that would be slower" if compiled_seconds > plain_seconds else None

@@ -12,6 +12,7 @@ from torch import nn
 
 from efficientllm.device import to_device
 from efficientllm.models.cuda_graphs import RecordingError, record
+from efficientllm.models.second_context import speed_up_replays
 from efficientllm.training.losses import Targets, targets
 
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -132,4 +133,7 @@ def recorded(
     except torch.OutOfMemoryError:
         torch.cuda.empty_cache()
         return None, "kernel by kernel: the memory that a CUDA graph keeps to itself was too much"
-    return made, "forward and backward pass as one CUDA graph"
+    launched = "forward and backward pass as one CUDA graph"
+    if (obstacle := speed_up_replays(device)) is not None:
+        launched += f", at the slower of two speeds: {obstacle}"
+    return made, launched

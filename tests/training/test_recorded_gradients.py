@@ -161,11 +161,14 @@ def test_a_trainer_that_records_trains_the_same() -> None:
         assert torch.equal(parameter, other)
 
 
-def launches(monkeypatch: pytest.MonkeyPatch, record: Callable[..., list[Step]], **changes: Any) -> str:
+def launches(
+    monkeypatch: pytest.MonkeyPatch, record: Callable[..., list[Step]], obstacle: str | None = None, **changes: Any
+) -> str:
     """What a trainer says after recording on a device that is said to be a GPU."""
     subject = trainer(torch.device("cpu"), **changes)
     subject.device = torch.device("cuda")
     monkeypatch.setattr(recorded_gradients, "record", record)
+    monkeypatch.setattr(recorded_gradients, "speed_up_replays", lambda device: obstacle)
     monkeypatch.setattr(recorded_gradients, "targets", lambda labels, device: Targets(labels.flatten(), None, True))
     monkeypatch.setattr(torch.Tensor, "to", lambda self, *args, **kwargs: self)
     monkeypatch.setattr(torch.random, "fork_rng", lambda devices: contextlib.nullcontext())
@@ -185,6 +188,7 @@ def test_what_cannot_be_recorded_is_launched_kernel_by_kernel(monkeypatch: pytes
         return [lambda: None]
 
     assert launches(monkeypatch, succeeds) == "forward and backward pass as one CUDA graph"
+    assert launches(monkeypatch, succeeds, "no driver").endswith("CUDA graph, at the slower of two speeds: no driver")
     assert launches(monkeypatch, fails(RecordingError("the host waits"))) == "kernel by kernel: the host waits"
     assert "too much" in launches(monkeypatch, fails(torch.OutOfMemoryError()))
     assert "one micro-batch" in launches(monkeypatch, succeeds, gradient_accumulation=2)
