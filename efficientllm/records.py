@@ -25,8 +25,8 @@ class Value(_Strict):
 
     `repeats` keeps every repeat in the order in which it was taken; `value` is their median unless `method` says
     otherwise. The interval is a 95 % interval that holds the value (Student's t over repeats, a bootstrap over test windows
-    and examples), null where there is one repeat only. `window_s` is the length of one repeat's window in seconds, null
-    where the value has no window.
+    and examples, Jeffreys' for a share of examples), null where there is one repeat only. `window_s` is the length of one
+    repeat's window in seconds, null where the value has no window.
     """
 
     value: float

@@ -1,4 +1,4 @@
-"""Quality of a cell's model on held-out text and on the task, with bootstrap intervals over windows and examples."""
+"""Quality of a cell's model on held-out text and on the task, with 95 % intervals over windows and examples."""
 
 import math
 from pathlib import Path
@@ -16,7 +16,7 @@ from efficientllm.errors import CellFailure
 from efficientllm.evaluation.half_products import half_products_in_float32
 from efficientllm.evaluation.perplexity import WindowLosses, spread_windows, window_losses
 from efficientllm.evaluation.task import score_questions
-from efficientllm.measurement.statistics import bootstrap_interval, single
+from efficientllm.measurement.statistics import bootstrap_interval, share_interval, single
 from efficientllm.models.decoder import Decoder
 from efficientllm.records import Value
 
@@ -113,12 +113,12 @@ def task_values(
             "task_loss", scores.loss, n=len(questions), interval=_ratio_interval(scores.nats, scores.tokens),
             method=f"{examples}, tokens of the reference answers; bootstrap over examples",
         ),
-        "exact_match": _share("exact_match", scores.exact, f"{examples}, greedy decoding; bootstrap over examples"),
+        "exact_match": _share("exact_match", scores.exact, f"{examples}, greedy decoding; Jeffreys' interval"),
     }  # fmt: skip
     labelled = ~np.isnan(scores.correct)
     correct = scores.correct[labelled] if labelled.any() else None
     if correct is not None:
-        method = f"{len(correct)} test examples, candidates by mean log-likelihood per token; bootstrap over examples"
+        method = f"{len(correct)} test examples, candidates by mean log-likelihood per token; Jeffreys' interval"
         values["task_accuracy"] = _share("task_accuracy", correct, method)
     groups = np.array([question.group for question in questions])
     facts = read_manifest(paths.DATA)["task"]["groups"]
@@ -135,7 +135,7 @@ def task_values(
 
 
 def _share(key: str, outcomes: np.ndarray, method: str) -> Value:
-    shares = bootstrap_interval(outcomes, lambda draws: draws.mean(axis=1))
+    shares = share_interval(outcomes)
     interval = shares and (100 * shares[0], 100 * shares[1])
     return single(key, 100 * float(outcomes.mean()), method=method, n=len(outcomes), interval=interval)
 

@@ -35,6 +35,28 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def share_interval(outcomes: np.ndarray) -> tuple[float, float] | None:
+    """95 % interval of a share of yes and no: Jeffreys' (Brown, Cai and DasGupta 2001, doi 10.1214/ss/1009213286, section 3.1.2).
+
+    A bootstrap of examples that are all answered rightly, or none of them, has no width, as if another example could not
+    turn out otherwise; this one ends at 1 % where none of 256 is.
+
+    Args:
+        outcomes: 1.0 or 0.0 for each example `[n]`.
+
+    Returns:
+        The ends of the interval, from 0 to 1; None for a single example, which says nothing of others.
+    """
+    from scipy.special import betaincinv
+
+    if len(outcomes) < 2:
+        return None
+    yes, no = float(outcomes.sum()), float((1 - outcomes).sum())
+    low = 0.0 if yes == 0 else float(betaincinv(yes + 0.5, no + 0.5, 0.025))
+    high = 1.0 if no == 0 else float(betaincinv(yes + 0.5, no + 0.5, 0.975))
+    return low, high
+
+
 def repeats_interval(repeats: Sequence[float]) -> tuple[float, float] | None:
     """95 % interval of the typical repeat: Student's t on logarithms, and so of the geometric mean.
 
