@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from efficientllm.bases.gguf_rope import ROTATION_DIVISORS
 from efficientllm.errors import ArtifactError, ParameterError
 
 if TYPE_CHECKING:
@@ -41,10 +42,7 @@ def check_foreign_checkpoint(
 
 
 def _left_over(path: Path, model: "PreTrainedModel") -> list[str]:
-    """Tensors of a `.gguf` file for which the model has no place: Transformers leaves them out of its report.
-
-    Among them is `rope_freqs.weight` of Llama 3.1 and later, without which positions turn by other angles.
-    """
+    """Tensors of a `.gguf` file for which the model has no place: Transformers leaves them out of its report."""
     from gguf import GGUFReader
     from transformers.modeling_gguf_pytorch_utils import TensorProcessor, get_gguf_hf_weights_map
 
@@ -53,7 +51,9 @@ def _left_over(path: Path, model: "PreTrainedModel") -> list[str]:
     if model.config.model_type not in known_families():
         return []  # refused by its name afterwards; some families' tensors have other names by the time they are placed
     places = get_gguf_hf_weights_map(model, TensorProcessor())
-    return [tensor.name for tensor in GGUFReader(path).tensors if tensor.name not in places]
+    names = [tensor.name for tensor in GGUFReader(path).tensors]
+    restored = {ROTATION_DIVISORS} if model.config.model_type == "llama" else set[str]()
+    return [name for name in names if name not in places and name not in restored]
 
 
 def _check_types(shown: str, name: str, model: "PreTrainedModel", options: dict[str, Any]) -> None:

@@ -39,8 +39,8 @@ def llama(vocabulary: int, **changes: Any) -> Any:
     return LlamaForCausalLM(LlamaConfig(**(shape | changes))).eval()
 
 
-def write_gguf(path: Path, model: Any, backend: Any, further: dict[str, tuple[int]] | None = None) -> None:
-    """Writes a Llama with its vocabulary, and further tensors of these shapes."""
+def write_gguf(path: Path, model: Any, backend: Any, further: dict[str, np.ndarray] | None = None) -> None:
+    """Writes a Llama with its vocabulary, and further tensors."""
     pytest.importorskip("gguf")
     from gguf_file import write_llama
 
@@ -54,7 +54,7 @@ def write_gguf(path: Path, model: Any, backend: Any, further: dict[str, tuple[in
         writer.add_token_merges([" ".join(merge) for merge in content["merges"]])
         writer.add_bos_token_id(0)
         writer.add_eos_token_id(0)
-        for name, shape in (further or {}).items():
-            writer.add_tensor(name, np.ones(shape, np.float32))
+        for name, content in (further or {}).items():
+            writer.add_tensor(name, content)
 
     write_llama(path, model, vocabulary=vocabulary)

@@ -100,6 +100,31 @@ def test_a_gguf_file(run: Path) -> None:
     assert load_tokenizer(base_folder("small")).encode([text]) == load_tokenizer(run / "tokenizer").encode([text])
 
 
+@pytest.mark.parametrize("factor", [8.0, 32.0])
+def test_a_gguf_file_of_llama_3(run: Path, factor: float) -> None:
+    """Its rotations are those of a checkpoint whose configuration stretches them, which the file says by divisors alone."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    vocabulary = tokenizer_folder(run / "tokenizer")
+    stretching = {
+        "rope_type": "llama3", "rope_theta": 10000.0, "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }  # fmt: skip
+    model = llama(vocabulary, tie_word_embeddings=True, rope_parameters=stretching, initializer_range=0.2)
+    plain = 10000.0 ** -(np.arange(0, 16, 2) / 16)
+    divisors = plain / ROPE_INIT_FUNCTIONS["llama3"](model.config, "cpu")[0].numpy()
+    backend = load_tokenizer(run / "tokenizer").backend
+    write_gguf(run / "model.gguf", model, backend, {"rope_freqs.weight": divisors.astype(np.float32)})
+    make_base(configuration(run / "model.gguf"), "small")
+    tokens = torch.randint(vocabulary, (1, 400), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found, expected = load_decoder(base_folder("small"))(tokens).logits, model(tokens).logits
+        model.model.rotary_emb.inv_freq = torch.tensor(plain, dtype=torch.float32)
+        unstretched = model(tokens).logits
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    assert (unstretched - expected).abs().max() > 1e-2, "the stretching is seen at this length"
+
+
 def test_a_gguf_file_without_the_package(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vocabulary = tokenizer_folder(run / "tokenizer")
     write_gguf(

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from base_sources import TEXT, configuration, llama, tokenizer_folder, write_gguf
@@ -107,17 +108,36 @@ def test_a_gguf_file_that_lacks_layers(run: Path) -> None:
             {"blk.0.attn_q.bias": (64,)},
             "holds a weight that its metadata does not name, the first blk.0.attn_q.bias",
         ),
-        ({"rope_freqs.weight": (8,)}, "holds a weight that its metadata does not name, the first rope_freqs.weight"),
     ],
 )
 def test_a_gguf_file_with_more_than_its_metadata(run: Path, tensors: dict[str, tuple[int]], message: str) -> None:
     tokenizer_folder(Path("tokenizer"))
     model = llama(300, num_hidden_layers=1, tie_word_embeddings=True)
     backend = load_tokenizer(Path("tokenizer")).backend
-    write_gguf(Path("model.gguf"), model, backend, further=tensors)
+    further = {name: np.ones(shape, np.float32) for name, shape in tensors.items()}
+    write_gguf(Path("model.gguf"), model, backend, further)
     refused(Path("model.gguf"), ArtifactError, f"base model.gguf {message}")
     write_gguf(Path("model.gguf"), model, backend)
     make_base(configuration("model.gguf"), "small")
+
+
+@pytest.mark.parametrize(
+    "divisors",
+    [
+        np.linspace(1, 8, 8, dtype=np.float32),
+        np.ones(4, np.float32),
+        np.array([1, 1, 1, 1, 1, 8, 8, np.nan], np.float32),
+        np.ones(8, np.float16),
+    ],
+    ids=["gradual", "of narrower heads", "no number", "of another type"],
+)
+def test_a_gguf_file_whose_rotations_are_stretched_otherwise(run: Path, divisors: np.ndarray) -> None:
+    tokenizer_folder(Path("tokenizer"))
+    model, backend = llama(300, tie_word_embeddings=True), load_tokenizer(Path("tokenizer")).backend
+    write_gguf(Path("model.gguf"), model, backend, {"rope_freqs.weight": divisors})
+    refused(
+        Path("model.gguf"), ArtifactError, r"base model.gguf stretches its rotations \(rope_freqs.weight\) in another"
+    )
 
 
 def test_tables_of_old_checkpoints_are_passed_over(run: Path) -> None:
