@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from efficientllm.evaluation.perplexity import WindowLosses
-from efficientllm.measurement.statistics import bootstrap_interval, single
+from efficientllm.measurement.statistics import bootstrap_interval, paired_share_interval, single
 from efficientllm.records import Value
 
 
@@ -39,9 +39,9 @@ def accuracy_change(correct: np.ndarray, reference: np.ndarray, compared_with: s
         reference: The same of the model that it is compared with.
         compared_with: What that model is, for the record.
     """
-    change = 100 * (correct - reference)
+    ends = paired_share_interval(correct, reference)
     return single(
-        "task_accuracy_change", float(change.mean()), n=len(change),
-        interval=bootstrap_interval(change, lambda draws: draws.mean(axis=1)),
-        method=f"task accuracy less that of {compared_with}, on the same examples; paired bootstrap over examples",
+        "task_accuracy_change", 100 * float((correct - reference).mean()), n=len(correct),
+        interval=ends and (100 * ends[0], 100 * ends[1]),
+        method=f"task accuracy less that of {compared_with}, on the same examples; Agresti and Min's paired interval",
     )  # fmt: skip

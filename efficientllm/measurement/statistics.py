@@ -57,6 +57,28 @@ def share_interval(outcomes: np.ndarray) -> tuple[float, float] | None:
     return low, high
 
 
+def paired_share_interval(outcomes: np.ndarray, reference: np.ndarray) -> tuple[float, float] | None:
+    """95 % interval of the difference of two shares of the same examples (Agresti and Min 2005, doi 10.1002/sim.1781).
+
+    Wald's, with half an example added to each of the four ways in which two models can answer one: so it has a width where
+    they answer all alike, as another example need not.
+
+    Args:
+        outcomes: 1.0 or 0.0 for each example `[n]`.
+        reference: The same of what they are compared with.
+
+    Returns:
+        The ends of the interval of the first share less the second; None for a single example.
+    """
+    if len(outcomes) < 2:
+        return None
+    examples = len(outcomes) + 2
+    gained = (float((outcomes > reference).sum()) + 0.5) / examples
+    lost = (float((outcomes < reference).sum()) + 0.5) / examples
+    reach = 1.96 * math.sqrt((gained + lost - (gained - lost) ** 2) / examples)
+    return gained - lost - reach, gained - lost + reach
+
+
 def repeats_interval(repeats: Sequence[float]) -> tuple[float, float] | None:
     """95 % interval of the typical repeat: Student's t on logarithms, and so of the geometric mean.
 

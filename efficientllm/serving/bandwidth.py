@@ -35,7 +35,7 @@ class Bandwidth:
 @functools.cache
 @torch.inference_mode()
 def copy_bandwidth(device: torch.device) -> Bandwidth:
-    """Copies a large buffer until the rate is steady; measured once per process and device.
+    """Copies a large buffer, twice untimed and then for a while; measured once per process and device.
 
     Args:
         device: A CUDA device or the CPU, there with PyTorch's threads.

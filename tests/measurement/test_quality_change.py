@@ -7,7 +7,7 @@ import pytest
 
 from efficientllm.evaluation.perplexity import WindowLosses
 from efficientllm.measurement.quality_change import accuracy_change, perplexity_change
-from efficientllm.measurement.statistics import bootstrap_interval
+from efficientllm.measurement.statistics import bootstrap_interval, paired_share_interval
 
 DRAWS = np.random.default_rng(0)
 
@@ -16,9 +16,22 @@ def test_a_model_against_itself_changes_nothing() -> None:
     losses = WindowLosses(DRAWS.uniform(100, 300, 50), np.full(50, 64.0))
     found = perplexity_change(losses, losses, "another")
     assert (found.value, found.ci_low, found.ci_high) == (0, 0, 0)
+
+
+def test_models_that_answer_alike_may_differ_on_other_examples() -> None:
     correct = DRAWS.integers(0, 2, 80).astype(float)
     found = accuracy_change(correct, correct, "another")
-    assert (found.value, found.ci_low, found.ci_high) == (0, 0, 0)
+    assert found.value == 0
+    assert found.ci_low is not None and found.ci_high is not None
+    assert -3 < found.ci_low < -2 and found.ci_high == pytest.approx(-found.ci_low)
+
+
+@pytest.mark.parametrize(("gained", "lost"), [(0.004, 0.004), (0.02, 0.05), (0.1, 0.02)])
+def test_the_interval_of_an_accuracy_change_covers_it(gained: float, lost: float) -> None:
+    draws = np.random.default_rng(1).choice([1.0, -1.0, 0.0], p=[gained, lost, 1 - gained - lost], size=(2000, 256))
+    ends = [paired_share_interval((draw > 0).astype(float), (draw < 0).astype(float)) for draw in draws]
+    covered = [found is not None and found[0] <= gained - lost <= found[1] for found in ends]
+    assert np.mean(covered) > 0.93
 
 
 def test_perplexity_change_is_the_difference_and_its_interval_is_paired() -> None:
