@@ -82,6 +82,7 @@ def test_a_driver_without_the_call_has_its_reason(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_recorded_work_goes_on_behind_it() -> None:
     device = torch.device("cuda")
     value = torch.zeros(1000, device=device)
