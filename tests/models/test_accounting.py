@@ -72,7 +72,9 @@ def test_causal_tokens_are_counted_one_by_one(make_config):
         assert found == pytest.approx(sum(each) / len(each), rel=1e-12)
         # on both sides of the mean, so that what a token sees of its own block is its mean too
         near_the_mean = flops_per_token(config, range(57, 73), training=False)
-        assert found < near_the_mean * (1 - 1e-4) if config is sparse else found == pytest.approx(near_the_mean, rel=1e-12)
+        assert (
+            found < near_the_mean * (1 - 1e-4) if config is sparse else found == pytest.approx(near_the_mean, rel=1e-12)
+        )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
