@@ -15,7 +15,7 @@ import torch
 from command_line import add_names, add_out, add_requests, new_parser
 from devices import release
 from serving_engines import SHAPES, make_model
-from table import Row, write_table
+from table import Row, shown, write_table
 
 from efficientllm.device import select_device
 from efficientllm.models.cuda_graphs import record
@@ -26,15 +26,21 @@ _CALLS = 5
 
 
 def main() -> None:
-    """Prints a row for each shape, precision and batch, and writes the table if asked to."""
+    """Prints a row for each shape and batch, and writes the table if asked to."""
     arguments, rows = _arguments(), list[Row]()
     device = select_device()
     for shape in arguments.shapes:
         model = make_model(shape, "bfloat16", "ours", arguments.prompt + arguments.output, {}, device)
         for batch in arguments.batches:
-            row = {"shape": shape, "batch": batch}
-            rows.append(row | _measured(GreedyEngine(model, batch, arguments.prompt, arguments.output), device))
-            print("  ".join(f"{name} {_shown(value)}" for name, value in rows[-1].items()), flush=True)
+            row: Row = {"shape": shape, "batch": batch}
+            row |= _measured(GreedyEngine(model, batch, arguments.prompt, arguments.output), device)
+            rows.append(row)
+            print(
+                f"{shape:>5}  batch {batch:3d}  behind a recording {row['recorded_us']:.1f} us  behind a second context "
+                f"{shown(row.get('second_context_us'), '.1f')} us  x {shown(row.get('x'), '.2f')}  "
+                f"[{row.get('failure', row['execution'])}]",
+                flush=True,
+            )
         del model
         release(device)
     if arguments.out:
@@ -64,10 +70,6 @@ def _microseconds(engine: GreedyEngine, prompts: torch.Tensor) -> float:
         times = engine.generate(prompts, time_tokens=True).token_times
         found += [later - earlier for earlier, later in itertools.pairwise(times)]
     return statistics.median(found) * 1e6
-
-
-def _shown(value: object) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def _arguments() -> argparse.Namespace:

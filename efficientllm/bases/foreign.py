@@ -1,13 +1,15 @@
 """Checkpoints of others, checked once Transformers has opened them: it makes do with what does not belong together."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from efficientllm.bases.gguf_rope import ROTATION_DIVISORS
+from efficientllm.bases.gguf_rope import restore_rotations
 from efficientllm.errors import ArtifactError, ParameterError
 
 if TYPE_CHECKING:
+    from gguf import ReaderTensor
     from transformers import PreTrainedModel
 
 _LISTED = 3
@@ -20,6 +22,8 @@ def check_foreign_checkpoint(
     shown: str, name: str, model: "PreTrainedModel", found: dict[str, Any], options: dict[str, Any]
 ) -> None:
     """Checks that a checkpoint holds plain weights, and those that its configuration asks for and no others.
+
+    What Transformers leaves out of a `.gguf` file is brought back into the configuration before, see `restore_rotations`.
 
     Args:
         shown: The source, as messages name it.
@@ -34,16 +38,19 @@ def check_foreign_checkpoint(
     """
     gguf = options.get("gguf_file")
     if gguf is not None:
-        left_over = _left_over(Path(name) / gguf, model)
+        from gguf import GGUFReader
+
+        tensors = GGUFReader(Path(name) / gguf).tensors  # once: of a large vocabulary it takes seconds
+        restored = restore_rotations(shown, tensors, model)
+        left_over = [found for found in _left_over(tensors, model) if found not in restored]
         _check_complete(shown, found | {"unexpected_keys": left_over}, "metadata", "name its safetensors checkpoint")
         return
     _check_types(shown, name, model, options)
     _check_complete(shown, found, "configuration (config.json)", "correct its configuration")
 
 
-def _left_over(path: Path, model: "PreTrainedModel") -> list[str]:
+def _left_over(tensors: "Sequence[ReaderTensor]", model: "PreTrainedModel") -> list[str]:
     """Tensors of a `.gguf` file for which the model has no place: Transformers leaves them out of its report."""
-    from gguf import GGUFReader
     from transformers.modeling_gguf_pytorch_utils import TensorProcessor, get_gguf_hf_weights_map
 
     from efficientllm.models.imports import known_families
@@ -51,9 +58,7 @@ def _left_over(path: Path, model: "PreTrainedModel") -> list[str]:
     if model.config.model_type not in known_families():
         return []  # refused by its name afterwards; some families' tensors have other names by the time they are placed
     places = get_gguf_hf_weights_map(model, TensorProcessor())
-    names = [tensor.name for tensor in GGUFReader(path).tensors]
-    restored = {ROTATION_DIVISORS} if model.config.model_type == "llama" else set[str]()
-    return [name for name in names if name not in places and name not in restored]
+    return [tensor.name for tensor in tensors if tensor.name not in places]
 
 
 def _check_types(shown: str, name: str, model: "PreTrainedModel", options: dict[str, Any]) -> None:

@@ -1,14 +1,15 @@
 """The stretched rotations of Llama 3.1 and later in a `.gguf` file, which Transformers leaves out."""
 
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from efficientllm.errors import ArtifactError
 
 if TYPE_CHECKING:
+    from gguf import ReaderTensor
     from transformers import PreTrainedModel
 
-ROTATION_DIVISORS = "rope_freqs.weight"
+_DIVISORS = "rope_freqs.weight"
 """By how much each pair's frequency is divided, `[D / 2]`: all that a `.gguf` file tells of the stretching."""
 
 _BOUNDS = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
@@ -16,24 +17,27 @@ _BOUNDS = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_positi
 _TOLERANCE = 1e-3
 
 
-def restore_rotations(shown: str, path: Path, model: "PreTrainedModel") -> None:
+def restore_rotations(shown: str, tensors: "Sequence[ReaderTensor]", model: "PreTrainedModel") -> list[str]:
     """Writes the stretching into the model's configuration where the file has one; without it positions turn by other angles.
 
     Args:
         shown: The source, as messages name it.
-        path: The `.gguf` file.
+        tensors: The file's.
         model: What Transformers has made of it.
+
+    Returns:
+        The names of the tensors that were brought back.
 
     Raises:
         ArtifactError: The file stretches its rotations in another way than Llama 3.1 and later.
     """
     import numpy as np
-    from gguf import GGMLQuantizationType, GGUFReader
+    from gguf import GGMLQuantizationType
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    stored = [tensor for tensor in GGUFReader(path).tensors if tensor.name == ROTATION_DIVISORS]
+    stored = [tensor for tensor in tensors if tensor.name == _DIVISORS]
     if not stored or model.config.model_type != "llama":
-        return
+        return []
     divisors = np.array(stored[0].data) if stored[0].tensor_type == GGMLQuantizationType.F32 else np.zeros(0)
     plain = dict(model.config.rope_parameters)
     width = getattr(model.config, "head_dim", None) or model.config.hidden_size // model.config.num_attention_heads
@@ -43,6 +47,7 @@ def restore_rotations(shown: str, path: Path, model: "PreTrainedModel") -> None:
     expected = frequencies / stretched.double().numpy()
     if divisors.shape != expected.shape or not np.allclose(divisors, expected, rtol=_TOLERANCE):
         raise ArtifactError(
-            f"base {shown} stretches its rotations ({ROTATION_DIVISORS}) in another way than Llama 3.1 and later: name its safetensors "
+            f"base {shown} stretches its rotations ({_DIVISORS}) in another way than Llama 3.1 and later: name its safetensors "
             "checkpoint"
         )
+    return [_DIVISORS]

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, ValidationError
 
 from efficientllm.bases.foreign import check_foreign_checkpoint
-from efficientllm.bases.gguf_rope import restore_rotations
 from efficientllm.config.faults import first_fault
 from efficientllm.config.load import read_yaml
 from efficientllm.config.schema import Section
@@ -194,7 +193,5 @@ def _load(name: str, shown: str, **options: Any) -> tuple["PreTrainedModel", "Pr
         raise
     except Exception as error:  # each format's reader raises its own kinds at a damaged file
         raise ArtifactError(f"base {shown} cannot be loaded ({first_line(error)}): get it again") from error
-    if (gguf := options.get("gguf_file")) is not None:
-        restore_rotations(shown, Path(name) / gguf, model)
     check_foreign_checkpoint(shown, name, model, found, options)
     return model, tokenizer
